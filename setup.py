@@ -4,6 +4,7 @@ Both put the ament index marker, share/pi05_ros and lib/pi05_ros/<executable> wh
 and licence come from package.xml.
 """
 
+import ast
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,18 +14,17 @@ from setuptools import Distribution, find_packages, setup
 PACKAGE = "pi05_ros"
 MANIFEST = ElementTree.parse("package.xml").getroot()
 
-# ROS executables and the node modules they start; graph.py starts them by these names.
-EXECUTABLES = {
-    "camera_node": "pi05_ros.nodes.camera_node",
-    "state_node": "pi05_ros.nodes.state_node",
-    "planner_node": "pi05_ros.nodes.planner_node",
-    "action_expert_node": "pi05_ros.nodes.action_expert_node",
-    "policy_node": "pi05_ros.nodes.policy_process",
-    "pd_controller_node": "pi05_ros.nodes.pd_controller_node",
-    "recorder_node": "pi05_ros.nodes.recorder_node",
-    "sim_node": "pi05_ros.nodes.sim_process",
-    "demonstrator_node": "pi05_ros.nodes.demonstrator_node",
-}
+
+def executables() -> dict[str, str]:
+    """Return executable -> module from graph.py, which starts them by these names, without importing the package."""
+    tree = ast.parse(Path("src/pi05_ros/graph.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODULES":
+            return ast.literal_eval(node.value)
+    raise LookupError("src/pi05_ros/graph.py defines no MODULES")
+
+
+EXECUTABLES = executables()
 PROGRAMS = {"pi05": "pi05_ros.cli", **EXECUTABLES}
 
 # Folders that are installed as they stand into share/pi05_ros.
@@ -81,7 +81,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src", "pi05_training": "training/pi05_training"},
     packages=find_packages("src") + find_packages("training"),
-    package_data={"pi05_model": ["assets/**/*"], "pi05_ros": ["**/*.jinja"]},
+    package_data={"pi05_model": ["assets/*", "assets/*/*"], "pi05_ros": ["report/*.jinja"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
@@ -95,6 +95,7 @@ setup(
         "mujoco",
         "numpy",
         "opencv-python",
+        "pillow",
         "psutil",
         "pydantic",
         "pyyaml",

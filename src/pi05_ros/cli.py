@@ -1,0 +1,78 @@
+"""The program `pi05`: one table of subcommands.
+
+Each is a module with `main(argv) -> int`, which parses its own flags (tyro) and returns the exit status: 0 only when
+the work was done. Only the module that was asked for is imported, so that `pi05 --help` answers at once.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tyro.extras import SubcommandApp
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: the module whose main runs it, and one line of help."""
+
+    module: str
+    help: str
+
+    def load(self) -> Callable[[Sequence[str]], int]:
+        """Import the module and return its main."""
+        main: Callable[[Sequence[str]], int] = importlib.import_module(self.module).main
+        return main
+
+
+COMMANDS = {
+    "demo": Command("pi05_ros.demo", "Run the embedded policy on a seeded scene and write a report."),
+    "up": Command("pi05_ros.up", "Start the graph: simulator or robot, policy, controller."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The exit status. A failure that has an explanation is one line on stderr and status 1; a defect in this program
+        is a traceback.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] not in COMMANDS:
+        return _help(args)
+    name = args[0]
+    try:
+        return COMMANDS[name].load()(args[1:])
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not _is_explained(error):
+            raise
+        print(f"pi05 {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _help(args: list[str]) -> int:
+    """Print the list of commands, or say that there is no such command; both leave through SystemExit."""
+    app = SubcommandApp()
+    for name, command in COMMANDS.items():
+        app.command(name=name)(_described(command.help))
+    app.cli(prog="pi05", args=args or ["--help"], description="The pi0.5 robot policy as a ROS 2 stack.")
+    return 2
+
+
+def _described(text: str) -> Callable[[], None]:
+    def command() -> None:
+        return None
+
+    command.__doc__ = text
+    return command
+
+
+def _is_explained(error: Exception) -> bool:
+    """Tell errors that speak to the user (this project's own, and the operating system's) from defects."""
+    return isinstance(error, OSError) or type(error).__module__.startswith("pi05_")
