@@ -1,0 +1,146 @@
+"""Inference: sampling action chunks and decoding subtasks, apart from the network.
+
+The prefix runs once and leaves its keys and values; the solver steps and the decoded tokens read them. What depends
+on flow time alone (the modulation of every norm of the expert) is computed once per time and kept, so an `Engine`
+belongs to one set of weights: make a new one after changing them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pi05_model.batch import ModelInput, Text
+from pi05_model.flow import Solver, integrate
+from pi05_model.gemma import KeyValues, Modulation
+from pi05_model.masks import suffix_mask
+from pi05_model.pi05 import Pi05, Prefix
+from pi05_model.tokenizer import EOS_ID, TokenTrie
+
+
+class Engine:
+    """Runs one network. Not thread-safe."""
+
+    def __init__(self, model: Pi05) -> None:
+        self.model = model.eval()
+        self._modulations: dict[float, list[Modulation | None]] = {}
+
+    @torch.inference_mode()
+    def features(self, images_BN3SS: Tensor) -> Tensor:
+        """Return vision features [B, N, P, W]."""
+        return self.model.encode_images(images_BN3SS)
+
+    @torch.inference_mode()
+    def sample_actions(
+        self,
+        inputs: ModelInput,
+        noise: Tensor | None = None,
+        steps: int = 10,
+        solver: Solver = "euler",
+        features: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Sample normalised action chunks.
+
+        Args:
+            inputs: images and expert prompt.
+            noise: float [B, H, A] to start from; drawn with `generator` by default.
+            steps, solver: of the integration from t = 1 to t = 0.
+            features: vision features [B, N, P, W] of `inputs.images`, when they are known already.
+            generator: source of the noise.
+
+        Returns:
+            Float32 [B, H, A].
+        """
+        model, config = self.model, self.model.config
+        if noise is None:
+            shape = (len(inputs.text.tokens), config.horizon, config.max_action_dim)
+            noise = torch.randn(shape, generator=generator).to(model.device)
+        prefix = self._prefix(inputs, features)
+        cache = model.prefix_keys_values(prefix)
+        return integrate(
+            lambda x, t: model.velocity(x, self._modulations_at(t), cache, prefix.valid), noise, steps, solver
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        inputs: ModelInput,
+        max_tokens: int | None = None,
+        allowed: TokenTrie | None = None,
+        features: Tensor | None = None,
+    ) -> list[list[int]]:
+        """Decode greedily until end of sequence.
+
+        Args:
+            inputs: images and planner prompt.
+            max_tokens: longest answer; `Pi05Config.max_subtask_tokens` by default.
+            allowed: answers to choose from; by default any text.
+            features: vision features of `inputs.images`, when they are known already.
+
+        Returns:
+            Token ids by sample, without end of sequence.
+        """
+        limit = self.model.config.max_subtask_tokens if max_tokens is None else max_tokens
+        prefix = self._prefix(inputs, features)
+        hidden_BTW, layers = self.model.run_prefix(prefix)
+        last = _last_valid(prefix.valid)
+        hidden_BW = hidden_BTW[torch.arange(len(last), device=last.device), last]
+        valid, place = prefix.valid, prefix.valid.sum(dim=1, keepdim=True)
+        answers: list[list[int]] = [[] for _ in range(len(valid))]
+        running = [True] * len(valid)
+        for i in range(limit):
+            chosen = self._choose(self.model.logits(hidden_BW), answers, allowed)
+            for row, token in enumerate(chosen):
+                running[row] = running[row] and token != EOS_ID
+                if running[row]:
+                    answers[row].append(token)
+            if not any(running) or i + 1 == limit:
+                break
+            hidden_BW, layers, valid = self._step(chosen, place + i, layers, valid)
+        return answers
+
+    def _prefix(self, inputs: ModelInput, features: Tensor | None) -> Prefix:
+        """Embed, leaving out cameras and padding that no sample uses: they take no position, so this is exact."""
+        seen = inputs.image_mask.any(dim=0)
+        if features is None:
+            images = inputs.images if bool(seen.all()) else inputs.images[:, seen]
+            features = self.model.encode_images(images)
+        elif not bool(seen.all()):
+            features = features[:, seen]
+        text = inputs.text
+        used = int(text.valid.any(dim=0).sum())
+        short = Text(text.tokens[:, :used], text.valid[:, :used], text.starts[:, :used], text.targets[:, :used])
+        return self.model.embed_prefix(features, inputs.image_mask[:, seen], short)
+
+    def _modulations_at(self, time: float) -> list[Modulation | None]:
+        if time not in self._modulations:
+            self._modulations[time] = self.model.time_modulations(torch.tensor([time], device=self.model.device))
+        return self._modulations[time]
+
+    def _step(
+        self, tokens: Sequence[int], place_B1: Tensor, layers: list[KeyValues], valid_BS: Tensor
+    ) -> tuple[Tensor, list[KeyValues], Tensor]:
+        """Run one more token per sample after `layers`; return its hidden state [B, W] and the longer cache."""
+        tokens_B1 = torch.tensor(tokens, device=self.model.device)[:, None]
+        one_B1 = torch.ones_like(tokens_B1, dtype=torch.bool)
+        mask = suffix_mask(valid_BS, one_B1, one_B1)
+        hidden, own = self.model.vlm(self.model.embed_tokens(tokens_B1), place_B1, mask, layers)
+        longer = [past.append(new) for past, new in zip(layers, own, strict=True)]
+        return hidden[:, 0], longer, torch.cat([valid_BS, one_B1], dim=1)
+
+    @staticmethod
+    def _choose(logits_BV: Tensor, answers: Sequence[Sequence[int]], allowed: TokenTrie | None) -> list[int]:
+        if allowed is None:
+            return [int(token) for token in logits_BV.argmax(dim=-1)]
+        chosen = []
+        for logits_V, answer in zip(logits_BV, answers, strict=True):
+            options = allowed.options(answer) or [EOS_ID]
+            chosen.append(options[int(logits_V[options].argmax())])
+        return chosen
+
+
+def _last_valid(valid_BT: Tensor) -> Tensor:
+    """Return the index [B] of the last valid token."""
+    index = torch.arange(valid_BT.shape[1], device=valid_BT.device)
+    return (valid_BT * index).argmax(dim=1)

@@ -1,0 +1,253 @@
+"""Gemma transformer stack: the VLM's language model and the action expert are two of these.
+
+The two share attention layer by layer: the VLM fills a cache of keys and values, and the expert's queries attend to
+it and to their own. Since the prefix never sees the suffix, running one after the other is the same arithmetic as one
+joint pass, in training as in inference; detaching the cache is knowledge insulation.
+
+Arithmetic (reduced lerobot checkpoint reproduced in tests/model): RMSNorm x * rsqrt(mean(x^2) + 1e-6) * (1 + w) in
+float32; rotary positions with base 1e4 on split halves; attention scaled by head_dim^-0.5; GeGLU with tanh-GELU.
+
+Shapes: B batch, T tokens, S keys, W width, H heads, K key/value heads, D head_dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pi05_model.config import GemmaConfig
+from pi05_model.layers import HeadLinear, Linear, init_linear
+
+NORM_EPS = 1e-6
+ROPE_BASE = 10_000.0
+
+
+class Modulation(NamedTuple):
+    """What a time embedding does to one norm: norm(x) * scale + shift, and a gate on the residual branch.
+
+    Each is [B, 1, W] in float32; `scale` already contains the 1 of (1 + scale).
+    """
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Rotated keys and values of one layer, [B, K, S, D]."""
+
+    key: Tensor
+    value: Tensor
+
+    def detach(self) -> "KeyValues":
+        """Return the same numbers without their history."""
+        return KeyValues(self.key.detach(), self.value.detach())
+
+    def append(self, new: "KeyValues") -> "KeyValues":
+        """Return these followed by `new`."""
+        return KeyValues(torch.cat([self.key, new.key], dim=2), torch.cat([self.value, new.value], dim=2))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with Gemma's (1 + weight)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_BTW: Tensor, _: Modulation | None = None) -> Tensor:
+        return F.rms_norm(x_BTW.float(), self.weight.shape, 1 + self.weight, NORM_EPS).to(x_BTW.dtype)
+
+    def modulation(self, _: Tensor | None) -> None:
+        """Return None: this norm does not depend on time."""
+
+
+class AdaRMSNorm(nn.Module):
+    """Root-mean-square norm whose scale, shift and gate come from the time embedding; all zero in a new network."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = HeadLinear(width, 3 * width)
+        nn.init.zeros_(self.dense.weight)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, x_BTW: Tensor, modulation: Modulation | None) -> Tensor:
+        if modulation is None:
+            raise ValueError("an adaptive norm needs the modulation of a time embedding")
+        normed = F.rms_norm(x_BTW.float(), x_BTW.shape[-1:], None, NORM_EPS)
+        return torch.addcmul(modulation.shift, normed, modulation.scale).to(x_BTW.dtype)
+
+    def modulation(self, cond_BW: Tensor | None) -> Modulation | None:
+        """Return the modulation for time embeddings [B, W]."""
+        if cond_BW is None:
+            return None
+        scale, shift, gate = self.dense(cond_BW)[:, None, :].chunk(3, dim=-1)
+        return Modulation(1 + scale, shift, gate)
+
+
+def rotary(positions_BT: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [B, 1, T, D / 2] in float32."""
+    exponent = torch.arange(head_dim // 2, dtype=torch.float32, device=positions_BT.device) * (2 / head_dim)
+    angle_BTD = positions_BT[..., None].float() / ROPE_BASE**exponent
+    return angle_BTD.cos()[:, None], angle_BTD.sin()[:, None]
+
+
+def rotate(x_BHTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions to split halves, in float32."""
+    cos, sin = rope
+    first, second = x_BHTD.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTD.dtype)
+
+
+class Attention(nn.Module):
+    """Attention with shared key/value heads, over cached keys and its own."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query_dim = config.heads * config.head_dim
+        self.qkv = Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
+        self.out = Linear(self.query_dim, config.width, bias=False)
+        init_linear(self.qkv)
+        init_linear(self.out, (2 * config.depth) ** -0.5)
+
+    def forward(
+        self, x_BTW: Tensor, rope: tuple[Tensor, Tensor], mask_BTS: Tensor, past: KeyValues | None
+    ) -> tuple[Tensor, KeyValues]:
+        """Return (output [B, T, W], this call's own keys and values)."""
+        config = self.config
+        turning = config.heads + config.kv_heads
+        heads_BHTD = self._split_heads(self.qkv(x_BTW))
+        turned = rotate(heads_BHTD[:, :turning], rope)
+        query, key, value = turned[:, : config.heads], turned[:, config.heads :], heads_BHTD[:, turning:]
+        own = KeyValues(key, value)
+        seen = own if past is None else past.append(own)
+        out_BHTD = F.scaled_dot_product_attention(
+            query, self._per_query_head(seen.key), self._per_query_head(seen.value), attn_mask=mask_BTS[:, None]
+        )
+        return self.out(out_BHTD.transpose(1, 2).flatten(2)), own
+
+    def keys_values(self, x_BTW: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValues:
+        """Return keys and values alone, for a last layer whose output nobody reads."""
+        weight = self.qkv.weight[self.query_dim :].to(x_BTW.dtype)
+        key, value = self._split_heads(F.linear(x_BTW, weight)).chunk(2, dim=1)
+        return KeyValues(rotate(key, rope), value)
+
+    def _split_heads(self, x_BTF: Tensor) -> Tensor:
+        batch, length, features = x_BTF.shape
+        return x_BTF.view(batch, length, features // self.config.head_dim, self.config.head_dim).transpose(1, 2)
+
+    def _per_query_head(self, x_BKSD: Tensor) -> Tensor:
+        groups = self.config.heads // self.config.kv_heads
+        batch, kv_heads, length, dim = x_BKSD.shape
+        return x_BKSD[:, :, None].expand(batch, kv_heads, groups, length, dim).flatten(1, 2)
+
+
+class GatedMLP(nn.Module):
+    """GeGLU."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.gate_up = Linear(config.width, 2 * config.mlp_dim, bias=False)
+        self.down = Linear(config.mlp_dim, config.width, bias=False)
+        init_linear(self.gate_up)
+        init_linear(self.down, (2 * config.depth) ** -0.5)
+
+    def forward(self, x_BTW: Tensor) -> Tensor:
+        gate, up = self.gate_up(x_BTW).chunk(2, dim=-1)
+        out: Tensor = self.down(F.gelu(gate, approximate="tanh") * up)
+        return out
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm that may be modulated by time."""
+
+    def __init__(self, config: GemmaConfig, adaptive: bool) -> None:
+        super().__init__()
+        norm = AdaRMSNorm if adaptive else RMSNorm
+        self.attention_norm = norm(config.width)
+        self.attention = Attention(config)
+        self.mlp_norm = norm(config.width)
+        self.mlp = GatedMLP(config)
+
+    def forward(
+        self,
+        x_BTW: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask_BTS: Tensor,
+        past: KeyValues | None,
+        modulations: Sequence[Modulation | None],
+    ) -> tuple[Tensor, KeyValues]:
+        before, after = modulations
+        attended, own = self.attention(self.attention_norm(x_BTW, before), rope, mask_BTS, past)
+        x_BTW = _residual(x_BTW, attended, before)
+        return _residual(x_BTW, self.mlp(self.mlp_norm(x_BTW, after)), after), own
+
+
+def _residual(x_BTW: Tensor, branch_BTW: Tensor, modulation: Modulation | None) -> Tensor:
+    if modulation is None:
+        return x_BTW + branch_BTW
+    return torch.addcmul(x_BTW, branch_BTW, modulation.gate.to(x_BTW.dtype))
+
+
+class GemmaStack(nn.Module):
+    """Layers and a final norm. `adaptive` stacks take their norms' scale, shift and gate from a time embedding."""
+
+    def __init__(self, config: GemmaConfig, adaptive: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config, adaptive) for _ in range(config.depth))
+        self.norm = (AdaRMSNorm if adaptive else RMSNorm)(config.width)
+
+    @property
+    def _layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
+    def modulations(self, cond_BW: Tensor | None) -> list[Modulation | None]:
+        """Return what a time embedding [B, W] does to each norm, in the order in which `forward` uses them."""
+        norms = [norm for layer in self._layers for norm in (layer.attention_norm, layer.mlp_norm)]
+        return [norm.modulation(cond_BW) for norm in (*norms, self.norm)]
+
+    def forward(
+        self,
+        x_BTW: Tensor,
+        positions_BT: Tensor,
+        mask_BTS: Tensor,
+        past: Sequence[KeyValues] | None = None,
+        modulations: Sequence[Modulation | None] | None = None,
+    ) -> tuple[Tensor, list[KeyValues]]:
+        """Run the stack.
+
+        Args:
+            x_BTW: token embeddings.
+            positions_BT: position of each token.
+            mask_BTS: bool, True where a token sees a key; S counts `past` first, then these T tokens.
+            past: keys and values of earlier tokens, one per layer.
+            modulations: from `modulations()`, for an adaptive stack.
+
+        Returns:
+            Final hidden states [B, T, W], and the keys and values of these T tokens, one per layer.
+        """
+        modulations = modulations or self.modulations(None)
+        rope = rotary(positions_BT, self.config.head_dim)
+        own: list[KeyValues] = []
+        for i, layer in enumerate(self._layers):
+            before = None if past is None else past[i]
+            x_BTW, kv = layer(x_BTW, rope, mask_BTS, before, modulations[2 * i : 2 * i + 2])
+            own.append(kv)
+        return self.norm(x_BTW, modulations[-1]), own
+
+    def keys_values(self, x_BTW: Tensor, positions_BT: Tensor, mask_BTT: Tensor) -> list[KeyValues]:
+        """Return what `forward` would cache, without the last layer's output, which only a reader of text needs."""
+        rope = rotary(positions_BT, self.config.head_dim)
+        own: list[KeyValues] = []
+        for layer in self._layers[:-1]:
+            x_BTW, kv = layer(x_BTW, rope, mask_BTT, None, (None, None))
+            own.append(kv)
+        last = self._layers[-1]
+        own.append(last.attention.keys_values(last.attention_norm(x_BTW), rope))
+        return own

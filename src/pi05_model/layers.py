@@ -1,0 +1,51 @@
+"""Layers with explicit precision, shared by the vision encoder and the Gemma stacks.
+
+The activations carry the compute dtype. `Linear` and `Embedding` follow it (their weights are cast where they are
+used, so training keeps fp32 master weights without autocast); norms and the fp32 heads compute in float32 whatever
+comes in.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose weights follow the dtype of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == x.dtype:
+            return F.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class HeadLinear(nn.Linear):
+    """`nn.Linear` that computes in float32: action heads, time MLP, AdaRMS modulations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """SigLIP's layer norm in float32; the result has the input's dtype."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+def init_linear(layer: nn.Linear, gain: float = 1.0) -> None:
+    """Draw weights with std gain / sqrt(fan_in); biases start at zero."""
+    nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def cast_compute_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights of `Linear` and `nn.Embedding` in `dtype`; norms and heads stay as they are."""
+    for layer in module.modules():
+        if isinstance(layer, Linear | nn.Embedding):
+            layer.to(dtype)

@@ -1,0 +1,186 @@
+"""The policy: planner and action expert behind one object that takes raw observations.
+
+Both share one network, and the vision features of one camera image serve both: they are kept by (stamp, camera)
+for as long as newer stamps have not pushed them out. Not thread-safe; a node calls it from one thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pi05_model.batch import ModelInput
+from pi05_model.checkpoint import load_checkpoint
+from pi05_model.engine import Engine
+from pi05_model.flow import Solver
+from pi05_model.layers import cast_compute_weights
+from pi05_model.observation import Observation
+from pi05_model.pi05 import Pi05
+from pi05_model.preprocess import Preprocessor
+from pi05_model.tokenizer import TokenTrie
+
+KEPT_FEATURES = 16
+
+
+class ObservationError(ValueError):
+    """An observation that the policy must not act on; the message names the value and what is expected."""
+
+
+class Pi05Policy:
+    """Implements `pi05_model.observation.Policy`.
+
+    Args:
+        model: network in the state it shall run in.
+        preprocessor: statistics and vocabulary of the same checkpoint.
+        subtasks: the planner's answers are chosen from these; None or an empty list allows any text.
+        threads: intra-op threads of torch in this process; None leaves the setting alone.
+        seed: of the noise that chunks start from.
+        steps, solver: of the flow integration.
+    """
+
+    def __init__(
+        self,
+        model: Pi05,
+        preprocessor: Preprocessor,
+        subtasks: Sequence[str] | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+        steps: int = 10,
+        solver: Solver = "euler",
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.preprocessor = preprocessor
+        self.config = model.config
+        self.subtasks = tuple(subtasks or ())
+        self.steps = steps
+        self.solver: Solver = solver
+        self._engine = Engine(model)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._allowed = TokenTrie(preprocessor.tokenizer.encode(self.subtasks)) if self.subtasks else None
+        self._features: OrderedDict[tuple[int, str], Tensor] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        threads: int | None = 2,
+        seed: int = 0,
+        steps: int = 10,
+        solver: Solver = "euler",
+        subtasks: Sequence[str] | None = None,
+        compute_dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "Pi05Policy":
+        """Load a checkpoint folder.
+
+        Args:
+            path: folder written by `save_checkpoint`.
+            subtasks: allowed answers of the planner; by default the checkpoint's own list ("subtasks" of its extra).
+            compute_dtype: float32 or bfloat16.
+            device: where to run.
+            threads, seed, steps, solver: as in the constructor.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or does not fit; nothing is loaded in part.
+        """
+        checkpoint = load_checkpoint(path, compute_dtype)
+        cast_compute_weights(checkpoint.model, compute_dtype)
+        preprocessor = Preprocessor(checkpoint.config, checkpoint.stats, checkpoint.tokenizer)
+        chosen = checkpoint.extra.get("subtasks") if subtasks is None else subtasks
+        return cls(checkpoint.model.to(device), preprocessor, chosen, threads, seed, steps, solver)
+
+    @property
+    def action_shape(self) -> tuple[int, int]:
+        """(H, D): steps in a chunk and entries of an action."""
+        return self.config.horizon, self.preprocessor.action_dim
+
+    @property
+    def truncated_prompts(self) -> int:
+        """Prompts that were cut so far because they did not fit."""
+        return self.preprocessor.truncated
+
+    def plan(self, observation: Observation, task: str) -> str:
+        """Return the next subtask of a task.
+
+        A task that does not fit into the prompt is cut: the first cut warns, all are counted in `truncated_prompts`.
+
+        Raises:
+            ObservationError: the observation is malformed.
+        """
+        self._check(observation)
+        text = self.preprocessor.planner_text(observation.state[None], [task])
+        features, mask = self._image_features(observation, self.config.cameras)
+        inputs = ModelInput(features, mask, text).to(self._engine.model.device)
+        [tokens] = self._engine.generate(inputs, allowed=self._allowed, features=features)
+        return self.preprocessor.tokenizer.decode(tokens).strip()
+
+    def act(
+        self, observation: Observation, subtask: str, noise: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return a chunk of actions [H, D] in physical units; row k is due k+1 steps after the observation.
+
+        Args:
+            observation: what the robot sees and where it is.
+            subtask: what to do, as `plan` says it.
+            noise: [H, max_action_dim] to start from; by default drawn from the seeded generator.
+
+        Raises:
+            ObservationError: the observation is malformed.
+        """
+        self._check(observation)
+        shape = (self.config.horizon, self.config.max_action_dim)
+        start = torch.randn(shape, generator=self._generator) if noise is None else torch.as_tensor(noise)
+        if tuple(start.shape) != shape:
+            raise ValueError(f"noise is {tuple(start.shape)}, expected {shape}")
+        text = self.preprocessor.expert_text(observation.state[None], [subtask])
+        features, mask = self._image_features(observation, self.config.expert_cameras)
+        device = self._engine.model.device
+        inputs = ModelInput(features, mask, text).to(device)
+        chunk = self._engine.sample_actions(inputs, start[None].float().to(device), self.steps, self.solver, features)
+        return self.preprocessor.unnormalise_actions(chunk[0])
+
+    def warm_up(self) -> None:
+        """Run both calls once on black images, so that the first real one is as quick as the rest."""
+        size = self.config.image_size
+        images = {key: np.zeros((size, size, 3), dtype=np.uint8) for key in self.config.cameras}
+        observation = Observation(-1, images, self.preprocessor.stats["state"].mean)
+        generator = self._generator.get_state()
+        self.act(observation, "warm up")
+        self.plan(observation, "warm up")
+        self._generator.set_state(generator)
+        self._features.clear()
+
+    def _image_features(self, observation: Observation, cameras: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return features [1, N, P, W] and mask [1, N]; only images that are new go through the encoder."""
+        stamp = observation.stamp_ns
+        present = [key for key in cameras if key in observation.images]
+        new = [key for key in present if (stamp, key) not in self._features]
+        if new:
+            images = torch.stack([self.preprocessor.image(observation.images[key]) for key in new])
+            encoded = self._engine.features(images[None].to(self._engine.model.device))[0]
+            self._features.update({(stamp, key): tokens for key, tokens in zip(new, encoded, strict=True)})
+        kept = [self._features[stamp, key] for key in present]
+        while len(self._features) > KEPT_FEATURES:
+            self._features.popitem(last=False)
+        if not kept:
+            raise ObservationError(f"the observation has none of the cameras {list(cameras)}")
+        # Absent cameras take no position, so leaving them out is what masking them would give.
+        return torch.stack(kept)[None], torch.ones(1, len(kept), dtype=torch.bool)
+
+    def _check(self, observation: Observation) -> None:
+        dim = self.preprocessor.stats["state"].dim
+        state = np.asarray(observation.state)
+        if state.shape != (dim,):
+            raise ObservationError(f"state has shape {state.shape}, the checkpoint expects ({dim},)")
+        if not np.isfinite(state).all():
+            raise ObservationError(f"state is not finite at entries {np.flatnonzero(~np.isfinite(state)).tolist()}")
+        for key, image in observation.images.items():
+            if key not in self.config.cameras:
+                raise ObservationError(f"unknown camera {key!r}; the policy knows {', '.join(self.config.cameras)}")
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise ObservationError(f"camera {key!r} is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
