@@ -139,8 +139,8 @@ class ReferenceLimiter:
         limits, changes, bounds = self._limits, self._changes, self._bounds
         lag = p - self.position - v * dt_s
         changes[0], changes[1], changes[2] = lag, v, v - self.velocity
-        bounds[2] = limits.acceleration * dt_s
-        bounds[0] = bounds[2] * dt_s
+        bounds[2] = limits.acceleration * dt_s + _ROUNDING
+        bounds[0] = limits.acceleration * (dt_s * dt_s) + _ROUNDING
         stop = p + v * np.abs(v) * self._half_inverse
         inside = (np.minimum(p, stop) >= limits.lower - _ROUNDING) & (np.maximum(p, stop) <= limits.upper + _ROUNDING)
         free = (np.abs(changes) <= bounds).all(axis=0) & inside
