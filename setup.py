@@ -100,6 +100,7 @@ setup(
         "pydantic",
         "pyyaml",
         "rich",
+        "ros-ament-index-python",
         "rosbags",
         "safetensors",
         "tokenizers",
@@ -111,6 +112,7 @@ setup(
         # On a machine without ROS 2; one that has it brings its own rclpy.
         "ros": ["ros-rclpy[fastrtps]", "ros-common-interfaces"],
         "dev": [
+            "colcon-ros",
             "hypothesis",
             "mypy",
             "pytest",
