@@ -96,6 +96,8 @@ def _convert(raw: Any, kind: Any) -> Value | None:
         return None if None in parts else cast(Value, tuple(parts))
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
+    if kind is str and type(raw) is int:
+        return str(raw)  # `-p address:=0` is an integer to ROS
     return raw if type(raw) is kind else None
 
 

@@ -62,6 +62,13 @@ class Health:
         if old is not None:
             self._recovered(f"{key}: recovered ({old[0]})")
 
+    def set(self, key: str, message: str) -> None:
+        """Say that something is wrong, or with an empty message that it is right."""
+        if message:
+            self.trouble(key, message)
+        else:
+            self.fine(key)
+
     def drop(self, reason: str, count: int = 1) -> None:
         """Count something that was dropped or refused."""
         with self._lock:

@@ -5,6 +5,7 @@ nodes and the bag converter share this code. Writing fills a message that the ca
 [H, W, 3] everywhere inside; only this module knows that OpenCV works in BGR.
 """
 
+from array import array
 from typing import Any
 
 import cv2
@@ -56,6 +57,11 @@ def encode_jpeg(image: Pixels, quality: int) -> bytes:
     return bytes(data)
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Return whether bytes begin as a JPEG does (ISO/IEC 10918-1: SOI marker)."""
+    return data[:3] == b"\xff\xd8\xff"
+
+
 def decode_jpeg(data: Any) -> Pixels:
     """Decode a compressed image (JPEG or PNG; bytes, array.array or uint8 array) to RGB uint8 [H, W, 3].
 
@@ -85,6 +91,25 @@ def image_to_rgb(message: Any) -> Pixels:
     rows = raw[: height * step].reshape(height, step)[:, : width * channels]
     pixels = np.ascontiguousarray(rows.reshape(height, width, channels))
     return pixels if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
+
+
+def fill_compressed(message: Any, stamp_ns: int, frame_id: str, jpeg: bytes) -> Any:
+    """Write a JPEG into a sensor_msgs/CompressedImage and return it."""
+    set_stamp(message.header.stamp, stamp_ns)
+    message.header.frame_id = frame_id
+    message.format = "jpeg"
+    message.data = array("B", jpeg)
+    return message
+
+
+def fill_image(message: Any, stamp_ns: int, frame_id: str, image: Pixels) -> Any:
+    """Write RGB pixels uint8 [H, W, 3] into a sensor_msgs/Image (rgb8) and return it."""
+    set_stamp(message.header.stamp, stamp_ns)
+    message.header.frame_id = frame_id
+    message.height, message.width, message.step = image.shape[0], image.shape[1], image.shape[1] * 3
+    message.encoding, message.is_bigendian = "rgb8", 0
+    message.data = array("B", image.tobytes())
+    return message
 
 
 def fit(image: Pixels, width: int, height: int) -> Pixels:

@@ -130,6 +130,12 @@ class BaseNode(LifecycleNode, Generic[ConfigT]):
         self._timers_at_rest.append(made)
         return made
 
+    def discard(self, entity: Any) -> None:
+        """Destroy something made with `publisher`, `subscribe`, `service` or `every` before cleanup does."""
+        destroy = next(destroy for destroy, made in self._built if made is entity)
+        self._built.remove((destroy, entity))
+        destroy(entity)
+
     # -- lifecycle --------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
