@@ -135,7 +135,6 @@ class ChunkExecutor:
         self._twist = np.zeros(3)
         self._state = State.IDLE
         self.holds = 0
-        self.knots_clamped = 0
         self.reset(reading, keep_grip=False)
 
     @property
@@ -145,10 +144,8 @@ class ChunkExecutor:
 
     @property
     def clamps(self) -> dict[str, int]:
-        """Ticks in which a reference clamp acted, by kind; chunks with rows outside the soft limits count once."""
-        counts = dict(self._limiter.counts)
-        counts["position"] += self.knots_clamped
-        return counts
+        """Ticks in which a reference clamp acted, by kind."""
+        return dict(self._limiter.counts)
 
     def offer(self, chunk: Chunk, now_ns: int, reading: JointReading) -> Accepted | Refusal:
         """Check a chunk and splice it into the running reference.
@@ -162,14 +159,11 @@ class ChunkExecutor:
         if refusal is not None:
             return refusal
         rows = self._strategy.merge(chunk)
-        joints = self._contract.to_joint_units(rows)
-        inside = np.clip(joints, self._limits.lower, self._limits.upper)
-        self.knots_clamped += bool((inside != joints).any())
         first_ns = chunk.stamp_ns + self._step_ns
         recent_ns = now_ns - round(self._config.longest_tick_s * 1e9)
         start_ns = now_ns if self._now_ns is None else max(self._now_ns, recent_ns)
         trajectory = Trajectory(
-            inside,
+            self._contract.to_joint_units(rows),
             first_ns,
             self._step_ns,
             self._limiter.state,

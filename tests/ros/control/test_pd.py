@@ -1,6 +1,7 @@
 """The torque loop closed over a simulated arm with a gripper and a lift: tracking, holding, stopping, counting."""
 
 import json
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -106,12 +107,25 @@ def test_stale_readings_latch_until_reset() -> None:
     assert rig.controller.snapshot()["latches"] == {"stale_reading": 1}
 
 
-def test_not_finite_readings_are_ignored_and_then_stale() -> None:
+def test_a_robot_that_moved_unseen_is_not_pulled_back() -> None:
+    rig = arm_rig()
+    rig.run(0.1)
+    freeze(rig)
+    rig.run(0.3)
+    elbow = int(rig.plant.model.joint("elbow").qposadr[0])
+    rig.plant.data.qpos[elbow] += 0.2
+    rig.plant.tamper = lambda r: r
+    rig.run(0.5)
+    assert rig.plant.position[1] == pytest.approx(HOME[1] + 0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("part", ["position", "velocity"])
+def test_not_finite_readings_are_ignored_and_then_stale(part: str) -> None:
     rig = arm_rig()
     rig.run(0.1)
 
     def spoil(r: JointReading) -> JointReading:
-        return JointReading(r.stamp_ns, r.position * np.nan, r.velocity, r.base_twist)
+        return replace(r, **{part: r.position * np.nan})
 
     rig.plant.tamper = spoil
     rig.run(0.02, lambda: np.testing.assert_array_equal(np.isfinite(rig.plant.effort), True))
@@ -165,8 +179,15 @@ def test_a_blocked_arm_latches_and_gives_way() -> None:
     elbow = int(rig.plant.model.joint("elbow").dofadr[0])
     rig.plant.model.jnt_limited[elbow] = 1
     rig.plant.model.jnt_range[elbow] = (HOME[1] - 0.02, HOME[1] + 0.02)
-    rig.follow(lambda t: HOME + np.clip(t - 0.1, 0, 1)[:, None] * np.array([0, 0.3, 0, 0]), 1.0)
+    pushes: list[float] = []
+    rig.follow(
+        lambda t: HOME + np.clip(t - 0.1, 0, 1)[:, None] * np.array([0, 0.8, 0, 0]),
+        1.0,
+        lambda: pushes.append(abs(rig.plant.effort[1]) if rig.controller.latch else -1.0),
+    )
     assert rig.controller.latch is Latch.TRACKING_ERROR
+    since = [push for push in pushes if push >= 0.0]
+    assert max(pushes) > 12.0 and max(since[10:]) < 6.0, "it stops pushing at once, not after braking"
     rig.run(0.5)
     gravity = abs(9.81 * (1 * 0.15 + 0.1 * 0.33))
     assert abs(rig.plant.effort[1]) < gravity + 1.0, "the pushing is over"
