@@ -186,15 +186,17 @@ class PdController:
         self._tick_ns = 0
 
     def snapshot(self) -> dict[str, Any]:
-        """Return counters, state and gains-independent figures as plain numbers, for /diagnostics and reports."""
-        with self._lock:
-            told = self._stats.snapshot()
-            executor = self._executor
-            told["state"] = State.IDLE.value if executor is None else executor.state.value
-            told["latch"] = None if self._latch is None else self._latch.value
-            told["holds"] = 0 if executor is None else executor.holds
-            told["clamps"] |= {} if executor is None else executor.clamps
-            return told
+        """Return state and counters as plain numbers, strings and dicts, for /diagnostics and reports.
+
+        Takes no lock: percentiles take longer than a tick may wait, and a count that is one tick old does no harm.
+        """
+        told = self._stats.snapshot()
+        executor, latch = self._executor, self._latch
+        told["state"] = self.state.value
+        told["latch"] = None if latch is None else latch.value
+        told["holds"] = 0 if executor is None else executor.holds
+        told["clamps"] |= {} if executor is None else executor.clamps
+        return told
 
     def _read(self, now_ns: int) -> tuple[JointReading | None, bool]:
         """Return the newest valid reading and whether it is fresh; a non-finite one counts as not arrived."""
