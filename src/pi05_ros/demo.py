@@ -4,7 +4,6 @@ The demo hears what anybody on the network could hear; nothing in the report com
 /diagnostics and the simulator's success service.
 """
 
-import hashlib
 import os
 import sys
 import time
@@ -124,15 +123,17 @@ class _Watch:
 
 
 def identify(arguments: DemoArguments) -> PolicyIdentity:
-    """Name what drives: a checkpoint's folder and the SHA-256 of all its files, or the scripted expert."""
+    """Name what drives: a checkpoint's folder and the SHA-256 of its files, or the scripted expert.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
     if arguments.driver == "demonstrator":
         return PolicyIdentity("scripted expert", "")
+    from pi05_model.checkpoint import fingerprint  # torch takes seconds to import
+
     folder = Path(arguments.policy) if arguments.policy else share_dir() / EMBEDDED_POLICY
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes())
-    return PolicyIdentity(arguments.policy or EMBEDDED_POLICY, digest.hexdigest())
+    return PolicyIdentity(arguments.policy or EMBEDDED_POLICY, fingerprint(folder))
 
 
 def write_report(log: DemoLog, out: Path) -> Report:

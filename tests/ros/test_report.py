@@ -37,16 +37,16 @@ def log() -> DemoLog:
         stamp_ns = START_NS + k * 500 * MS
         log.chunks.append(ChunkSeen(stamp_ns, stamp_ns + 100 * MS, ramp(contract, stamp_ns)))
     log.subtasks += [(START_NS + 200 * MS, "pick up the red cube"), (START_NS + 2200 * MS, "put it into the bin")]
-    log.diagnostics["pd_controller_node: control"] = {
+    log.diagnostics["pd_controller_node: controller"] = {
         "chunks_accepted": "7",
-        "chunks_refused.stale": "1",
-        "control_period_ms.p50": "2.01",
-        "control_period_ms.p99": "3.5",
-        "control_period_ms.max": "9",
-        "tracking_rms.left_joint1": "0.0125",
+        "chunks_refused_stale": "1",
+        "control_period_ms_p50": "2.01",
+        "control_period_ms_p99": "3.5",
+        "control_period_ms_max": "9",
+        "tracking_rms_left_joint1": "0.0125",
         "state": "tracking",
     }
-    log.diagnostics["action_expert_node: inference"] = {"inference_ms.p50": "41", "inference_ms.p99": "55"}
+    log.diagnostics["policy_node: action_expert"] = {"inference_ms_p50": "41", "inference_ms_p99": "55"}
     log.success += [(START_NS + 1000 * MS, False, "0 of 2"), (START_NS + 4000 * MS, True, "2 of 2 in the bin")]
     return log
 

@@ -88,8 +88,8 @@ class Report:
 def summarize(log: DemoLog) -> Report:
     """Compute the figures of a run."""
     wall_s = (log.clock[-1][0] - log.clock[0][0]) / NS if log.clock else 0.0
-    controller = figures(log, "pd_controller_node")
-    expert = figures(log, "action_expert_node")
+    controller = figures(log, "controller")
+    expert = figures(log, "action_expert")
     _, success, detail = log.success[-1] if log.success else (0, False, "")
     return Report(
         task=log.task,
@@ -115,11 +115,11 @@ def summarize(log: DemoLog) -> Report:
     )
 
 
-def figures(log: DemoLog, node: str) -> dict[str, float]:
-    """Return all numbers that a node tells in /diagnostics, whichever part they belong to."""
+def figures(log: DemoLog, part: str) -> dict[str, float]:
+    """Return all numbers that a part tells in /diagnostics (its entries are "node: part")."""
     found: dict[str, float] = {}
     for name, values in log.diagnostics.items():
-        if name.partition(":")[0].rpartition("/")[2] == node:
+        if name.rpartition(": ")[2] == part:
             for key, text in values.items():
                 try:
                     found[key] = float(text)
@@ -129,13 +129,13 @@ def figures(log: DemoLog, node: str) -> dict[str, float]:
 
 
 def below(values: dict[str, float], key: str) -> dict[str, float]:
-    """Return the entries "key.name" as name -> value."""
-    prefix = f"{key}."
+    """Return the entries "key_name" as name -> value."""
+    prefix = f"{key}_"
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def percentiles(values: dict[str, float], key: str) -> Percentiles:
-    """Return the entries "key.p50", "key.p99" and "key.max"."""
+    """Return the entries "key_p50", "key_p99" and "key_max"."""
     told = below(values, key)
     return Percentiles(told.get("p50"), told.get("p99"), told.get("max"))
 
