@@ -60,7 +60,9 @@ def joint_tracking(log: DemoLog) -> str:
         seconds = (stamps - log.start_ns) / NS
         units = _joint_units(log)
         for axis, name, unit, column in zip(axes.T.flat, names, units, range(len(names)), strict=False):
-            axis.plot(seconds, targets[:, column], color=ORANGE, linewidth=1.6, label="asked for by the chunk")
+            axis.plot(
+                seconds, targets[:, column], color=ORANGE, linewidth=2.2, alpha=0.6, label="asked for by the chunk"
+            )
             axis.plot(seconds, positions[:, column], color=BLUE, linewidth=0.9, label="measured")
             axis.set_title(f"{name} [{unit}]", loc="left", pad=2)
         for axis in axes.T.flat[len(names) :]:

@@ -129,13 +129,13 @@ def figures(log: DemoLog, part: str) -> dict[str, float]:
 
 
 def below(values: dict[str, float], key: str) -> dict[str, float]:
-    """Return the entries "key_name" as name -> value."""
-    prefix = f"{key}_"
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    """Return the entries "key.name" (or "key_name") as name -> value."""
+    found = {name: value for name, value in values.items() if name.startswith((f"{key}.", f"{key}_"))}
+    return {name[len(key) + 1 :]: value for name, value in found.items()}
 
 
 def percentiles(values: dict[str, float], key: str) -> Percentiles:
-    """Return the entries "key_p50", "key_p99" and "key_max"."""
+    """Return the entries below a key that are called p50, p99 and max."""
     told = below(values, key)
     return Percentiles(told.get("p50"), told.get("p99"), told.get("max"))
 

@@ -1,5 +1,6 @@
 """The film of a run: the four cameras in a grid, the subtask as caption, in simulated time."""
 
+from functools import cache
 from pathlib import Path
 
 import av
@@ -34,7 +35,6 @@ def write_video(log: DemoLog, path: Path) -> int:
         return 0
     count = max(1, round(log.duration_s * FPS))
     cursors = {name: _Cursor(log.frames.get(name, [])) for name in log.contract.cameras}
-    captions = _Captions(log)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         rows = -(-len(cursors) // 2)
@@ -43,7 +43,7 @@ def write_video(log: DemoLog, path: Path) -> int:
         for index in range(count):
             stamp_ns = log.start_ns + round((index + 1) / FPS * NS)
             grid = compose({name: cursor.at(stamp_ns) for name, cursor in cursors.items()})
-            picture = np.concatenate([grid, captions.at(stamp_ns)])
+            picture = np.concatenate([grid, caption(log, stamp_ns)])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return count
@@ -65,12 +65,18 @@ def compose(images: dict[str, Pixels | None]) -> Pixels:
 
 
 def _tile(name: str, image: Pixels | None) -> Pixels:
-    size = (TILE_PX, TILE_PX)
-    picture = np.zeros((*size, 3), np.uint8) if image is None else cv2.resize(image, size)
+    blank = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
+    picture = PilImage.fromarray(blank if image is None else cv2.resize(image, (TILE_PX, TILE_PX)).astype(np.uint8))
     label = name.replace("_", " ") + ("" if image is not None else " (no image)")
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, label, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, thickness, cv2.LINE_AA)
-    return picture.astype(np.uint8, copy=False)
+    ImageDraw.Draw(picture).text((10, 8), label, (255, 255, 255), _font(14), stroke_width=2, stroke_fill=(0, 0, 0))
+    return np.asarray(picture, dtype=np.uint8)
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return a font that comes with matplotlib, so that no system font is needed."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
 class _Cursor:
@@ -91,28 +97,18 @@ class _Cursor:
         return self._image
 
 
-class _Captions:
-    """Draws the strip below the pictures; the text part only when it changes."""
-
-    def __init__(self, log: DemoLog) -> None:
-        self._log = log
-        fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-        self._bold = ImageFont.truetype(str(fonts / "DejaVuSans-Bold.ttf"), 20)
-        self._plain = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 14)
-
-    def at(self, stamp_ns: int) -> Pixels:
-        """Return the strip RGB uint8 [CAPTION_PX, 2·TILE_PX, 3] at a time."""
-        log = self._log
-        subtask = next((text for stamp, text in reversed(log.subtasks) if stamp <= stamp_ns), "")
-        done = any(answer and stamp <= stamp_ns for stamp, answer, _ in log.success)
-        width = 2 * TILE_PX
-        strip = PilImage.new("RGB", (width, CAPTION_PX), PAPER)
-        draw = ImageDraw.Draw(strip)
-        draw.text((14, 14), _fit(subtask or "(no subtask yet)", self._bold, width - 28), INK, self._bold)
-        clock = f"{log.seconds(stamp_ns):6.2f} s" + ("   task done" if done else "")
-        draw.text((14, 54), _fit(f"task: {log.task}", self._plain, width - 190), MUTED, self._plain)
-        draw.text((width - 14, 54), clock, MUTED, self._plain, anchor="ra")
-        return np.asarray(strip, dtype=np.uint8)
+def caption(log: DemoLog, stamp_ns: int) -> Pixels:
+    """Draw the strip below the pictures at a time: RGB uint8 [CAPTION_PX, 2·TILE_PX, 3]."""
+    subtask = next((text for stamp, text in reversed(log.subtasks) if stamp <= stamp_ns), "(no subtask yet)")
+    done = any(answer and stamp <= stamp_ns for stamp, answer, _ in log.success)
+    width = 2 * TILE_PX
+    strip = PilImage.new("RGB", (width, CAPTION_PX), PAPER)
+    draw = ImageDraw.Draw(strip)
+    draw.text((14, 14), _fit(subtask, _font(20, bold=True), width - 28), INK, _font(20, bold=True))
+    clock = f"{log.seconds(stamp_ns):6.2f} s" + ("   task done" if done else "")
+    draw.text((14, 54), _fit(f"task: {log.task}", _font(14), width - 190), MUTED, _font(14))
+    draw.text((width - 14, 54), clock, MUTED, _font(14), anchor="ra")
+    return np.asarray(strip, dtype=np.uint8)
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
