@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pi05_model.batch import ModelInput, Text
 from pi05_model.flow import Solver, integrate
-from pi05_model.gemma import KeyValues, Modulation
+from pi05_model.gemma import KeyValues, Modulation, Rope
 from pi05_model.masks import suffix_mask
 from pi05_model.pi05 import Pi05, Prefix
 from pi05_model.tokenizer import EOS_ID, TokenTrie
@@ -57,10 +57,10 @@ class Engine:
             shape = (len(inputs.text.tokens), config.horizon, config.max_action_dim)
             noise = torch.randn(shape, generator=generator).to(model.device)
         prefix = self._prefix(inputs, features)
-        cache = model.prefix_keys_values(prefix)
-        return integrate(
-            lambda x, t: model.velocity(x, self._modulations_at(t), cache, prefix.valid), noise, steps, solver
-        )
+        dense = bool(prefix.valid.all()) and not bool(prefix.starts.any())
+        cache = model.prefix_keys_values(prefix, dense)
+        place = model.suffix_place(prefix.valid, config.horizon, dense)
+        return integrate(lambda x, t: model.velocity(x, self._modulations_at(t), cache, place), noise, steps, solver)
 
     @torch.inference_mode()
     def generate(
@@ -83,10 +83,11 @@ class Engine:
         """
         limit = self.model.config.max_subtask_tokens if max_tokens is None else max_tokens
         prefix = self._prefix(inputs, features)
-        hidden_BTW, layers = self.model.run_prefix(prefix)
+        dense = bool(prefix.valid.all()) and not bool(prefix.starts.any())
+        hidden_BTW, layers = self.model.run_prefix(prefix, dense)
         last = _last_valid(prefix.valid)
         hidden_BW = hidden_BTW[torch.arange(len(last), device=last.device), last]
-        valid, place = prefix.valid, prefix.valid.sum(dim=1, keepdim=True)
+        valid, next_B1 = prefix.valid, prefix.valid.sum(dim=1, keepdim=True)
         answers: list[list[int]] = [[] for _ in range(len(valid))]
         running = [True] * len(valid)
         for i in range(limit):
@@ -97,7 +98,7 @@ class Engine:
                     answers[row].append(token)
             if not any(running) or i + 1 == limit:
                 break
-            hidden_BW, layers, valid = self._step(chosen, place + i, layers, valid)
+            hidden_BW, layers, valid = self._step(chosen, next_B1 + i, layers, valid)
         return answers
 
     def _prefix(self, inputs: ModelInput, features: Tensor | None) -> Prefix:
@@ -119,13 +120,14 @@ class Engine:
         return self._modulations[time]
 
     def _step(
-        self, tokens: Sequence[int], place_B1: Tensor, layers: list[KeyValues], valid_BS: Tensor
+        self, tokens: Sequence[int], position_B1: Tensor, layers: list[KeyValues], valid_BS: Tensor
     ) -> tuple[Tensor, list[KeyValues], Tensor]:
         """Run one more token per sample after `layers`; return its hidden state [B, W] and the longer cache."""
         tokens_B1 = torch.tensor(tokens, device=self.model.device)[:, None]
         one_B1 = torch.ones_like(tokens_B1, dtype=torch.bool)
         mask = suffix_mask(valid_BS, one_B1, one_B1)
-        hidden, own = self.model.vlm(self.model.embed_tokens(tokens_B1), place_B1, mask, layers)
+        rope = Rope.at(position_B1, self.model.config.vlm.head_dim)
+        hidden, own = self.model.vlm(self.model.embed_tokens(tokens_B1), rope, mask, layers)
         longer = [past.append(new) for past, new in zip(layers, own, strict=True)]
         return hidden[:, 0], longer, torch.cat([valid_BS, one_B1], dim=1)
 

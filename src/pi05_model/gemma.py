@@ -89,18 +89,29 @@ class AdaRMSNorm(nn.Module):
         return Modulation(1 + scale, shift, gate)
 
 
-def rotary(positions_BT: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [B, 1, T, D / 2] in float32."""
-    exponent = torch.arange(head_dim // 2, dtype=torch.float32, device=positions_BT.device) * (2 / head_dim)
-    angle_BTD = positions_BT[..., None].float() / ROPE_BASE**exponent
-    return angle_BTD.cos()[:, None], angle_BTD.sin()[:, None]
+class Rope(NamedTuple):
+    """Rotary factors of some tokens, each [B, 1, T, D] in float32.
 
+    A pair (a, b) of entries half a head apart becomes (a cos - b sin, b cos + a sin), so `sine` is negative in the
+    first half.
+    """
 
-def rotate(x_BHTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to split halves, in float32."""
-    cos, sin = rope
-    first, second = x_BHTD.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHTD.dtype)
+    cosine: Tensor
+    sine: Tensor
+
+    @classmethod
+    def at(cls, positions_BT: Tensor, head_dim: int) -> "Rope":
+        """Return the factors of tokens at these positions."""
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BT.device) / head_dim
+        angle_BTD = positions_BT[..., None].float() * (1.0 / ROPE_BASE**exponent)
+        cos, sin = angle_BTD.cos()[:, None], angle_BTD.sin()[:, None]
+        return cls(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
+
+    def rotate(self, x_BHTD: Tensor) -> Tensor:
+        """Rotate queries or keys, in float32."""
+        x = x_BHTD.float()
+        swapped = x.roll(x.shape[-1] // 2, dims=-1)
+        return torch.addcmul(x * self.cosine, swapped, self.sine).to(x_BHTD.dtype)
 
 
 class Attention(nn.Module):
@@ -109,33 +120,35 @@ class Attention(nn.Module):
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
-        self.query_dim = config.heads * config.head_dim
         self.qkv = Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
-        self.out = Linear(self.query_dim, config.width, bias=False)
+        self.out = Linear(config.heads * config.head_dim, config.width, bias=False)
         init_linear(self.qkv)
         init_linear(self.out, (2 * config.depth) ** -0.5)
 
     def forward(
-        self, x_BTW: Tensor, rope: tuple[Tensor, Tensor], mask_BTS: Tensor, past: KeyValues | None
+        self, x_BTW: Tensor, rope: Rope, mask_BTS: Tensor | None, past: KeyValues | None
     ) -> tuple[Tensor, KeyValues]:
         """Return (output [B, T, W], this call's own keys and values)."""
         config = self.config
         turning = config.heads + config.kv_heads
         heads_BHTD = self._split_heads(self.qkv(x_BTW))
-        turned = rotate(heads_BHTD[:, :turning], rope)
+        turned = rope.rotate(heads_BHTD[:, :turning])
         query, key, value = turned[:, : config.heads], turned[:, config.heads :], heads_BHTD[:, turning:]
         own = KeyValues(key, value)
         seen = own if past is None else past.append(own)
         out_BHTD = F.scaled_dot_product_attention(
-            query, self._per_query_head(seen.key), self._per_query_head(seen.value), attn_mask=mask_BTS[:, None]
+            query,
+            self._per_query_head(seen.key),
+            self._per_query_head(seen.value),
+            attn_mask=None if mask_BTS is None else mask_BTS[:, None],
         )
         return self.out(out_BHTD.transpose(1, 2).flatten(2)), own
 
-    def keys_values(self, x_BTW: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValues:
+    def keys_values(self, x_BTW: Tensor, rope: Rope) -> KeyValues:
         """Return keys and values alone, for a last layer whose output nobody reads."""
-        weight = self.qkv.weight[self.query_dim :].to(x_BTW.dtype)
-        key, value = self._split_heads(F.linear(x_BTW, weight)).chunk(2, dim=1)
-        return KeyValues(rotate(key, rope), value)
+        heads_BHTD = self._split_heads(self.qkv(x_BTW))
+        key, value = heads_BHTD[:, self.config.heads :].chunk(2, dim=1)
+        return KeyValues(rope.rotate(key), value)
 
     def _split_heads(self, x_BTF: Tensor) -> Tensor:
         batch, length, features = x_BTF.shape
@@ -159,7 +172,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x_BTW: Tensor) -> Tensor:
         gate, up = self.gate_up(x_BTW).chunk(2, dim=-1)
-        out: Tensor = self.down(F.gelu(gate, approximate="tanh") * up)
+        # A strided input takes the CPU's GELU three times as long as the copy.
+        out: Tensor = self.down(F.gelu(gate.contiguous(), approximate="tanh") * up)
         return out
 
 
@@ -177,8 +191,8 @@ class Layer(nn.Module):
     def forward(
         self,
         x_BTW: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask_BTS: Tensor,
+        rope: Rope,
+        mask_BTS: Tensor | None,
         past: KeyValues | None,
         modulations: Sequence[Modulation | None],
     ) -> tuple[Tensor, KeyValues]:
@@ -215,8 +229,8 @@ class GemmaStack(nn.Module):
     def forward(
         self,
         x_BTW: Tensor,
-        positions_BT: Tensor,
-        mask_BTS: Tensor,
+        rope: Rope,
+        mask_BTS: Tensor | None,
         past: Sequence[KeyValues] | None = None,
         modulations: Sequence[Modulation | None] | None = None,
     ) -> tuple[Tensor, list[KeyValues]]:
@@ -224,8 +238,8 @@ class GemmaStack(nn.Module):
 
         Args:
             x_BTW: token embeddings.
-            positions_BT: position of each token.
-            mask_BTS: bool, True where a token sees a key; S counts `past` first, then these T tokens.
+            rope: rotary factors of these tokens.
+            mask_BTS: bool, True where a token sees a key; S counts `past` first, then these T tokens. None: sees all.
             past: keys and values of earlier tokens, one per layer.
             modulations: from `modulations()`, for an adaptive stack.
 
@@ -233,7 +247,6 @@ class GemmaStack(nn.Module):
             Final hidden states [B, T, W], and the keys and values of these T tokens, one per layer.
         """
         modulations = modulations or self.modulations(None)
-        rope = rotary(positions_BT, self.config.head_dim)
         own: list[KeyValues] = []
         for i, layer in enumerate(self._layers):
             before = None if past is None else past[i]
@@ -241,9 +254,8 @@ class GemmaStack(nn.Module):
             own.append(kv)
         return self.norm(x_BTW, modulations[-1]), own
 
-    def keys_values(self, x_BTW: Tensor, positions_BT: Tensor, mask_BTT: Tensor) -> list[KeyValues]:
+    def keys_values(self, x_BTW: Tensor, rope: Rope, mask_BTT: Tensor | None) -> list[KeyValues]:
         """Return what `forward` would cache, without the last layer's output, which only a reader of text needs."""
-        rope = rotary(positions_BT, self.config.head_dim)
         own: list[KeyValues] = []
         for layer in self._layers[:-1]:
             x_BTW, kv = layer(x_BTW, rope, mask_BTT, None, (None, None))

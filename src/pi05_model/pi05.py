@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pi05_model.batch import Text, TrainBatch
 from pi05_model.config import Pi05Config
 from pi05_model.flow import interpolate, sample_time
-from pi05_model.gemma import GemmaStack, KeyValues, Modulation
+from pi05_model.gemma import GemmaStack, KeyValues, Modulation, Rope
 from pi05_model.layers import HeadLinear, init_linear
 from pi05_model.masks import block_mask, positions, suffix_mask
 from pi05_model.siglip import VisionEncoder
@@ -30,11 +30,24 @@ TIME_PERIODS = (4e-3, 4.0)
 
 @dataclass(frozen=True)
 class Prefix:
-    """Embedded images and text: embeddings [B, T, W], and bool [B, T] `valid` and `starts` (see `masks`)."""
+    """Embedded images and text.
+
+    Attributes:
+        embeddings: [B, T, W].
+        valid, starts: bool [B, T]; see `masks`.
+    """
 
     embeddings: Tensor
     valid: Tensor
     starts: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where some tokens stand and what they see; the same in every layer and in every solver step."""
+
+    rope: Rope
+    mask: Tensor | None
 
 
 def time_embedding(time_B: Tensor, width: int) -> Tensor:
@@ -99,14 +112,28 @@ class Pi05(nn.Module):
             torch.cat([torch.zeros_like(image_valid), text.starts], dim=1),
         )
 
-    def run_prefix(self, prefix: Prefix) -> tuple[Tensor, list[KeyValues]]:
+    def prefix_place(self, prefix: Prefix, dense: bool = False) -> Place:
+        """Return the place of prefix tokens; `dense` promises one block without padding, which needs no mask."""
+        rope = Rope.at(positions(prefix.valid), self.config.vlm.head_dim)
+        return Place(rope, None if dense else block_mask(prefix.starts, prefix.valid))
+
+    def suffix_place(self, prefix_valid_BT: Tensor, length: int, dense: bool = False) -> Place:
+        """Return the place of `length` bidirectional tokens after a prefix; `dense` promises that it has no padding."""
+        valid = torch.ones(len(prefix_valid_BT), length, dtype=torch.bool, device=prefix_valid_BT.device)
+        mask = None if dense else suffix_mask(prefix_valid_BT, torch.zeros_like(valid), valid)
+        after = positions(valid) + prefix_valid_BT.sum(dim=1, keepdim=True)
+        return Place(Rope.at(after, self.config.expert.head_dim), mask)
+
+    def run_prefix(self, prefix: Prefix, dense: bool = False) -> tuple[Tensor, list[KeyValues]]:
         """Return hidden states [B, T, W] and the keys and values of every layer."""
-        hidden, cache = self.vlm(prefix.embeddings, positions(prefix.valid), block_mask(prefix.starts, prefix.valid))
+        place = self.prefix_place(prefix, dense)
+        hidden, cache = self.vlm(prefix.embeddings, place.rope, place.mask)
         return hidden, cache
 
-    def prefix_keys_values(self, prefix: Prefix) -> list[KeyValues]:
+    def prefix_keys_values(self, prefix: Prefix, dense: bool = False) -> list[KeyValues]:
         """Return the keys and values alone, which is all that the expert reads."""
-        return self.vlm.keys_values(prefix.embeddings, positions(prefix.valid), block_mask(prefix.starts, prefix.valid))
+        place = self.prefix_place(prefix, dense)
+        return self.vlm.keys_values(prefix.embeddings, place.rope, place.mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return vocabulary logits [..., V] in float32, through the tied embedding."""
@@ -122,14 +149,11 @@ class Pi05(nn.Module):
         noisy_BHA: Tensor,
         modulations: Sequence[Modulation | None],
         cache: Sequence[KeyValues],
-        prefix_valid_BT: Tensor,
+        place: Place,
     ) -> Tensor:
         """Return the velocity [B, H, A] in float32 of a noisy chunk after a cached prefix."""
-        valid = torch.ones(noisy_BHA.shape[:2], dtype=torch.bool, device=noisy_BHA.device)
-        mask = suffix_mask(prefix_valid_BT, torch.zeros_like(valid), valid)
-        place = positions(valid) + prefix_valid_BT.sum(dim=1, keepdim=True)
         tokens = self.action_in(noisy_BHA).to(self.compute_dtype)
-        hidden, _ = self.expert(tokens, place, mask, cache, modulations)
+        hidden, _ = self.expert(tokens, place.rope, place.mask, cache, modulations)
         out: Tensor = self.action_out(hidden)
         return out
 
@@ -156,7 +180,8 @@ class Pi05(nn.Module):
         with torch.no_grad() if insulate else nullcontext():
             cache = self.prefix_keys_values(prefix)
         noisy, target = interpolate(noise_BHA, batch.actions, time_B)
-        predicted = self.velocity(noisy, self.time_modulations(time_B), cache, prefix.valid)
+        place = self.suffix_place(prefix.valid, noisy.shape[1])
+        predicted = self.velocity(noisy, self.time_modulations(time_B), cache, place)
         return (predicted - target).square()
 
     def losses(
