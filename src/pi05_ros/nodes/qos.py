@@ -1,7 +1,7 @@
 """The QoS table (`pi05_ros.qos`) as rclpy profiles."""
 
 from rclpy.duration import Duration
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 from pi05_ros.qos import Qos
 
@@ -12,6 +12,7 @@ def profile(qos: Qos) -> QoSProfile:
         depth=qos.depth,
         reliability=ReliabilityPolicy.RELIABLE if qos.reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.latched else DurabilityPolicy.VOLATILE,
+        liveliness=LivelinessPolicy.AUTOMATIC,
     )
     if qos.deadline_s is not None:
         made.deadline = Duration(seconds=qos.deadline_s)
