@@ -1,0 +1,1 @@
+"""The scripted expert: ground truth in, subtask and action chunk out, in the same form as a policy's."""
