@@ -66,7 +66,7 @@ class GraphArguments:
     autostart: bool = _arg(True, "configure and activate the lifecycle nodes at once")
     log_level: Literal["debug", "info", "warn", "error", "fatal"] = _arg("info", "least severity that nodes print")
     record: str = _arg("", "folder for rosbags; recording starts with the graph; empty: no recording")
-    dry_run: bool = _arg(False, "compute and count chunks, but never follow them: the robot gets no motion from them")
+    dry_run: bool = _arg(False, "publish chunks on `action_chunk_dry_run` only, where nothing executes them")
     viewer: bool = _arg(False, "show the simulator in a window (mujoco)")
     seed: int = _arg(0, "layout of the simulated scene (mujoco)")
     realtime_factor: float = _arg(1.0, "simulated seconds per second at most; 0: as fast as possible (mujoco)")
@@ -205,27 +205,27 @@ def _robot(arguments: GraphArguments, common: dict[str, Any]) -> list[NodeSpec]:
     """The robot, or what stands in for it, with its controller."""
     lifecycle = _lifecycle(arguments)
     state = _single("state_node", lifecycle, respawn=True, **common)
-    control: dict[str, Value] = {**lifecycle, "dry_run": arguments.dry_run}
     # A controller that died has lost its reference; on a robot a person decides whether it may move again.
-    controller = _single("pd_controller_node", control, critical=True, **common)
+    controller = _single("pd_controller_node", lifecycle, critical=True, **common)
     if arguments.sim == "none":
         cameras = [
             _single("camera_node", {**lifecycle, "camera": name}, name=f"{name}_camera", respawn=True, **common)
             for name in load_contract().cameras
         ]
         return [*cameras, state, controller]
-    nodes: dict[str, dict[str, Value]] = {
-        "sim_node": {
-            "seed": arguments.seed,
-            "task": arguments.task,
-            "viewer": arguments.viewer,
-            "realtime_factor": arguments.realtime_factor,
-            "controller": arguments.controller,
-        }
+    chosen: dict[str, Value] = {
+        "seed": arguments.seed,
+        "task": arguments.task,
+        "viewer": arguments.viewer,
+        "realtime_factor": arguments.realtime_factor,
+        "controller": arguments.controller,
     }
+    if arguments.driver == "none":
+        chosen["lockstep_s"] = 0.0  # nobody to wait for
     apart = arguments.controller == "topics"
+    nodes: dict[str, dict[str, Value]] = {"sim_node": {**lifecycle, **chosen}}
     if not apart:
-        nodes["pd_controller_node"] = control
+        nodes["pd_controller_node"] = lifecycle
     sim = NodeSpec("sim_node", "sim_node", nodes, critical=True, **common)
     return [sim, state, controller] if apart else [sim, state]
 
@@ -236,15 +236,17 @@ def _driver(arguments: GraphArguments, common: dict[str, Any]) -> list[NodeSpec]
     if arguments.driver == "none":
         return []
     if arguments.driver == "demonstrator":
-        return [_single("demonstrator_node", {**lifecycle, "task": arguments.task}, respawn=True, **common)]
-    policy = {**lifecycle, "policy": _policy(arguments)}
-    planner = {**policy, "task": arguments.task}
+        chosen: dict[str, Value] = {"task": arguments.task, "dry_run": arguments.dry_run}
+        return [_single("demonstrator_node", {**lifecycle, **chosen}, respawn=True, **common)]
+    policy = _policy(arguments)
+    planner = {**lifecycle, "policy": policy, "task": arguments.task}
+    expert = {**lifecycle, "policy": policy, "dry_run": arguments.dry_run}
     if arguments.policy_process == "shared":
-        nodes = {"planner_node": planner, "action_expert_node": policy}
+        nodes = {"planner_node": planner, "action_expert_node": expert}
         return [NodeSpec("policy_node", "policy_node", nodes, respawn=True, **common)]
     return [
         _single("planner_node", planner, respawn=True, **common),
-        _single("action_expert_node", policy, respawn=True, **common),
+        _single("action_expert_node", expert, respawn=True, **common),
     ]
 
 

@@ -23,7 +23,6 @@ from pi05_ros.recording import BagRecording, recorded_topics
 class RecorderConfig:
     """Parameters of recorder_node."""
 
-    autostart: Annotated[bool, Doc("configure and activate as soon as the process runs")] = True
     directory: Annotated[str, Doc("folder of the bags")] = "bags"
     record_on_activate: Annotated[bool, Doc("start recording when activated, without waiting for ~/start")] = False
 
@@ -135,10 +134,10 @@ def _message_class(kind: str) -> Any:
     return getattr(importlib.import_module(f"{package}.msg"), name)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> None:
     """Run the node."""
-    return run(lambda: [RecorderNode()], args)
+    sys.exit(run(lambda: [RecorderNode()], args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
