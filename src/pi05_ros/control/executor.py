@@ -186,6 +186,12 @@ class ChunkExecutor:
         limiter = self._limiter
         return Reference(limiter.position, limiter.velocity, limiter.acceleration, self._twist, self._state)
 
+    def hold(self) -> None:
+        """Give up the running chunk and brake to a hold, as at a chunk's end; the next chunk may come."""
+        if self._state is State.TRACKING:
+            self._playing, self._hold, self._state = None, None, State.HOLDING
+            self.holds += 1
+
     def stop(self, reading: JointReading | None = None) -> None:
         """Brake to a hold and refuse chunks until `reset`.
 
@@ -248,8 +254,7 @@ class ChunkExecutor:
 
     def _move(self, now_ns: int, dt_s: float, reading: JointReading) -> None:
         if self._playing is not None and now_ns > self._playing.joints.end_ns:
-            self._playing, self._hold, self._state = None, None, State.HOLDING
-            self.holds += 1
+            self.hold()
         if self._playing is not None:
             self._limiter.follow(self._playing.joints.evaluate(now_ns), dt_s)
             target = self._base_target(self._playing, now_ns)

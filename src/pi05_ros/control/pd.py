@@ -113,6 +113,12 @@ class PdController:
                 self._stats.refused[result.reason.value] += 1
             return result
 
+    def hold(self) -> None:
+        """Give up the running chunk and brake to a hold, not latched (a node that is deactivated)."""
+        with self._lock:
+            if self._executor is not None:
+                self._executor.hold()
+
     def stop(self) -> None:
         """Latch the software stop: brake, hold with gravity compensation, base to rest."""
         with self._lock:

@@ -162,6 +162,18 @@ def test_stop_latches_and_brakes() -> None:
     assert not rig.plant.twist.any()
 
 
+def test_hold_gives_up_the_chunk_but_takes_the_next() -> None:
+    rig = arm_rig()
+    rig.controller.hold()
+    rig.follow(sway, 2.0)
+    rig.controller.hold()
+    rig.run(0.4)
+    assert rig.controller.state is State.HOLDING and rig.controller.latch is None
+    held, now = rig.plant.position, rig.now_ns
+    assert isinstance(rig.controller.offer(chunk_of(CONTRACT, rest_at(held), now), now), Accepted)
+    assert rig.controller.state is State.TRACKING and rig.controller.snapshot()["holds"] == 1
+
+
 def test_stop_before_the_first_reading_is_kept() -> None:
     rig = arm_rig()
     rig.controller.stop()
