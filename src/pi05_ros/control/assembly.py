@@ -6,8 +6,6 @@ base's limits from config/robot.yaml.
 
 import numpy as np
 
-import numpy as np
-
 from pi05_ros.contract import Contract
 from pi05_ros.control.config import ControllerConfig
 from pi05_ros.control.dynamics import RobotDynamics
