@@ -1,7 +1,7 @@
 """The program `pi05`: one table of subcommands.
 
-Each is a module with `main(argv) -> int`, which parses its own flags (tyro) and returns the exit status: 0 only when
-the work was done. Only the module that was asked for is imported, so that `pi05 --help` answers at once.
+Each is a function `(argv) -> int` that parses its own flags (tyro) and returns the exit status: 0 only when the work
+was done. Only the module that was asked for is imported, so that `pi05 --help` answers at once.
 """
 
 import importlib
@@ -14,20 +14,23 @@ from tyro.extras import SubcommandApp
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand: the module whose main runs it, and one line of help."""
+    """A subcommand: the function that runs it ("module:function"), and one line of help."""
 
-    module: str
+    target: str
     help: str
 
     def load(self) -> Callable[[Sequence[str]], int]:
-        """Import the module and return its main."""
-        main: Callable[[Sequence[str]], int] = importlib.import_module(self.module).main
-        return main
+        """Import the function."""
+        module, _, name = self.target.partition(":")
+        function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), name)
+        return function
 
 
 COMMANDS = {
-    "demo": Command("pi05_ros.demo", "Run the embedded policy on a seeded scene and write a report."),
-    "up": Command("pi05_ros.up", "Start the graph: simulator or robot, policy, controller."),
+    "demo": Command("pi05_ros.demo:main", "Run the embedded policy on a seeded scene and write a report."),
+    "up": Command("pi05_ros.up:main", "Start the graph: simulator or robot, policy, controller."),
+    "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),
+    "bench": Command("pi05_ros.bench.stack:main", "Measure the figures of docs/benchmarks.md."),
 }
 
 

@@ -7,6 +7,7 @@ The demo hears what anybody on the network could hear; nothing in the report com
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pi05_ros.up import GraphOutcome, environment, run_graph
 
 LEAD_IN_S = 0.5  # shown before the first chunk
 LINGER_S = 1.0  # simulated time that is still shown after success
+FINAL_FIGURES_S = 2.5  # longest wait for the last /diagnostics of all nodes, which come once a second
 
 
 class DemoError(RuntimeError):
@@ -105,21 +107,35 @@ class _Watch:
         self._arguments, self._log = arguments, log
         self._begin = time.monotonic()
         self._told_s = -10.0
+        self._final: Counter[str] | None = None
 
     def over(self) -> bool:
-        """Return whether the graph can end."""
+        """Return whether the graph can end: once it is finished and every node has told its final figures."""
         log = self._log
         if not log.chunks:
             return time.monotonic() - self._begin > self._arguments.patience
+        self._tell()
+        if self._final is None:
+            if self._finished():
+                self._final, self._begin = Counter(log.rounds), time.monotonic()
+            return False
+        told = all(log.rounds[name] > before for name, before in self._final.items())
+        return told or time.monotonic() - self._begin > FINAL_FIGURES_S
+
+    def _finished(self) -> bool:
+        log = self._log
+        done_ns = next((stamp for stamp, answer, _ in log.success if answer), None)
+        if done_ns is not None and log.now_ns - done_ns > LINGER_S * NS:
+            return True
+        return (log.now_ns - log.chunks[0].stamp_ns) / NS >= self._arguments.duration
+
+    def _tell(self) -> None:
+        log = self._log
         played_s = (log.now_ns - log.chunks[0].stamp_ns) / NS
         if played_s - self._told_s >= 5.0:
             self._told_s = played_s
             said = log.subtasks[-1][1] if log.subtasks else "no subtask yet"
-            print(f"demo: {played_s:5.1f} s  {len(log.chunks):4d} chunks  {said}", flush=True)
-        done_ns = next((stamp for stamp, answer, _ in log.success if answer), None)
-        if done_ns is not None and log.now_ns - done_ns > LINGER_S * NS:
-            return True
-        return played_s >= self._arguments.duration
+            print(f"demo: {max(played_s, 0.0):5.1f} s  {len(log.chunks):4d} chunks  {said}", flush=True)
 
 
 def identify(arguments: DemoArguments) -> PolicyIdentity:

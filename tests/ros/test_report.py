@@ -39,11 +39,11 @@ def log() -> DemoLog:
     log.subtasks += [(START_NS + 200 * MS, "pick up the red cube"), (START_NS + 2200 * MS, "put it into the bin")]
     log.diagnostics["pd_controller_node: controller"] = {
         "chunks_accepted": "7",
-        "chunks_refused_stale": "1",
-        "control_period_ms_p50": "2.01",
-        "control_period_ms_p99": "3.5",
-        "control_period_ms_max": "9",
-        "tracking_rms_left_joint1": "0.0125",
+        "chunks_refused.stale": "1",
+        "control_period_ms.p50": "2.01",
+        "control_period_ms.p99": "3.5",
+        "control_period_ms.max": "9",
+        "tracking_rms.left_joint1": "0.0125",
         "state": "tracking",
     }
     log.diagnostics["policy_node: action_expert"] = {"inference_ms_p50": "41", "inference_ms_p99": "55"}
@@ -92,6 +92,8 @@ def test_trim_moves_the_beginning(log: DemoLog) -> None:
     log.trim(START_NS + 1000 * MS)
     assert log.duration_s == pytest.approx(3.0)
     assert log.joints[0][0] == START_NS + 1000 * MS
+    assert log.subtasks[0] == (START_NS + 1000 * MS, "pick up the red cube")  # still in force
+    assert log.subtasks[1:] == [(START_NS + 2200 * MS, "put it into the bin")]
 
 
 def test_files_are_written_and_say_the_same(log: DemoLog, tmp_path: Path) -> None:

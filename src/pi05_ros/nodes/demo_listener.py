@@ -122,7 +122,9 @@ class DemoListener:
         except MessageError as error:
             self.log.warn(f"action_chunk: {error}")
             return
-        self.log.chunks.append(ChunkSeen(chunk.stamp_ns, self.log.now_ns, chunk.actions))
+        # A chunk can overtake the clock, which ticks at its own rate; it cannot come before its observation.
+        heard_ns = max(self.log.now_ns, chunk.stamp_ns)
+        self.log.chunks.append(ChunkSeen(chunk.stamp_ns, heard_ns, chunk.actions))
 
     def _on_subtask(self, message: Any) -> None:
         if not self.log.subtasks or self.log.subtasks[-1][1] != message.data:
@@ -130,6 +132,7 @@ class DemoListener:
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:
+            self.log.rounds[status.name] += 1
             self.log.diagnostics[status.name] = {pair.key: pair.value for pair in status.values}
             if status.level != b"\x00":
                 self.log.warn(f"{status.name}: {status.message}")

@@ -3,6 +3,7 @@
 All stamps are simulated time in nanoseconds unless a name says wall. Lists are in order of arrival.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +51,7 @@ class DemoLog:
         chunks: action chunks.
         subtasks: (time, text) at each change.
         diagnostics: newest values of each /diagnostics entry ("node: part"), as text by key.
+        rounds: how often each entry was heard.
         warnings: (time, "node: part: message") when an entry's level or message became other than ok.
         frames: (stamp, JPEG) by camera.
         success: (time, answer) of the success service; the last one counts.
@@ -66,6 +68,7 @@ class DemoLog:
     chunks: list[ChunkSeen] = field(default_factory=list)
     subtasks: list[tuple[int, str]] = field(default_factory=list)
     diagnostics: dict[str, dict[str, str]] = field(default_factory=dict)
+    rounds: Counter[str] = field(default_factory=Counter)
     warnings: list[tuple[int, str]] = field(default_factory=list)
     frames: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     success: list[tuple[int, bool, str]] = field(default_factory=list)
@@ -77,10 +80,12 @@ class DemoLog:
             self.warnings.append((self.now_ns, text))
 
     def trim(self, before_ns: int) -> None:
-        """Forget what lies before a time: the log begins there."""
+        """Forget what lies before a time: the log begins there. The subtask in force then is said then."""
         self.clock = [pair for pair in self.clock if pair[1] >= before_ns]
         self.joints = [sample for sample in self.joints if sample[0] >= before_ns]
         self.base = [sample for sample in self.base if sample[0] >= before_ns]
+        earlier = [text for stamp, text in self.subtasks if stamp < before_ns]
+        self.subtasks = [(before_ns, text) for text in earlier[-1:]] + self.subtasks[len(earlier) :]
         for frames in self.frames.values():
             frames[:] = [frame for frame in frames if frame[0] >= before_ns]
 

@@ -38,7 +38,7 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
         (_number(report.inference_ms.p50, "ms"), f"inference p50 (p99 {_number(report.inference_ms.p99, 'ms')})"),
         (
             _number(report.control_period_ms.p50, "ms"),
-            f"control period p50 (max {_number(report.control_period_ms.max, 'ms')})",
+            f"torque loop period p50, wall (max {_number(report.control_period_ms.max, 'ms')})",
         ),
         (_number(worst, "", 4), "worst joint's tracking rms [rad or m]"),
         (_number(report.real_time_factor, "×", 2), "real-time factor"),
@@ -52,7 +52,10 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     return [
         ("Policy", f"{report.policy.path} (sha256 {report.policy.hash[:16]}…)"),
         ("Chunks refused, by reason", refused),
-        ("Control period [ms, wall]", ", ".join(f"{key} {_number(value)}" for key, value in period.items())),
+        (
+            "Torque loop period [ms, wall; in the simulator it is a part of the physics step, exact in simulated time]",
+            ", ".join(f"{key} {_number(value)}" for key, value in period.items()),
+        ),
         ("Tracking rms [rad or m]", tracking),
         ("Camera images heard", ", ".join(f"{name} {count}" for name, count in report.frames.items())),
         ("Wall time", f"{report.wall_s:.1f} s"),

@@ -34,6 +34,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "pi05_ros",  # the same log gives the same bytes
 }
+MIN_SPAN = {"rad": 0.2, "m": 0.02}  # of a joint's axis: noise must not look like motion
 MAX_POINTS = 600  # per line; more cannot be seen and only makes the page heavy
 
 
@@ -65,6 +66,7 @@ def joint_tracking(log: DemoLog) -> str:
             )
             axis.plot(seconds, positions[:, column], color=BLUE, linewidth=0.9, label="measured")
             axis.set_title(f"{name} [{unit}]", loc="left", pad=2)
+            _widen(axis, MIN_SPAN[unit])
         for axis in axes.T.flat[len(names) :]:
             axis.set_visible(False)
         for axis in axes[-1]:
@@ -150,6 +152,13 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     svg = buffer.getvalue()
     out.append(svg[svg.index("<svg") :])
+
+
+def _widen(axis: Any, span: float) -> None:
+    """Make a y axis at least so wide, about its middle."""
+    low, high = axis.get_ylim()
+    if high - low < span:
+        axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
 def _thin(samples: list[tuple[int, Array]], width: int) -> tuple[NDArray[np.int64], Array]:
