@@ -71,6 +71,7 @@ class PdController:
         self._limits, self._base_limits, self._strategy = limits, base_limits, strategy
         self._config = config = config or ControllerConfig()
         grippers, revolute = joint_kinds(contract)
+        self._grippers = grippers
         frequency = np.where(revolute, config.arm_frequency, config.lift_frequency)
         frequency = np.where(grippers, config.gripper_frequency, frequency)
         inertia = dynamics.inertia(home)
@@ -240,7 +241,10 @@ class PdController:
 
     def _clamp(self, effort: Array, dt_s: float) -> Array:
         limited = np.clip(effort, -self._effort, self._effort)
-        self._stats.clamps["effort"] += bool((limited != effort).any())
+        clamped = limited != effort
+        # A gripper that grips is at its force all the time: that says nothing about the arms.
+        self._stats.clamps["grip_force"] += bool(clamped[self._grippers].any())
+        self._stats.clamps["effort"] += bool(clamped[~self._grippers].any())
         if self._command is None:
             # The first command may be anything within limits: ramping gravity up would let the arms drop.
             return limited

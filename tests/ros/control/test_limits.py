@@ -19,7 +19,7 @@ wild = st.floats(-1e3, 1e3)
 ticks = st.sampled_from([0.0005, 0.002, 0.0025, 0.011, 0.02])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(wild, wild, wild, ticks, st.integers(1, 40)), min_size=1, max_size=12))
 def test_no_target_leads_outside(steps: list[tuple[float, float, float, float, int]]) -> None:
     limits = arm_limits()

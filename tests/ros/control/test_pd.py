@@ -229,6 +229,8 @@ def test_a_gripper_holds_with_a_capped_force_and_never_latches() -> None:
     rig.controller.reset(keep_grip=False)
     rig.run(0.3)
     assert abs(rig.plant.effort[2]) < 1.0, "unless told otherwise"
+    clamps = rig.controller.snapshot()["clamps"]
+    assert clamps["grip_force"] and not clamps["effort"]
 
 
 def test_a_clock_that_runs_back_starts_afresh() -> None:

@@ -57,11 +57,12 @@ def smooth(t: np.ndarray, duration_s: float) -> np.ndarray:
 
 
 def sway_from(start: np.ndarray, grip: np.ndarray) -> Path:
-    """Every arm joint swings with 0.25 rad, the lift with 40 mm; grippers go to `grip`."""
+    """Every arm joint swings with 0.25 rad inside its limits, the lift with 40 mm; grippers go to `grip`."""
+    limits, _ = robot_limits(CONTRACT)
     amplitude = np.where(GRIPPERS, 0.0, 0.25)
     amplitude[LIFT] = 0.04
     phase = np.arange(len(NAMES))
-    middle = np.where(GRIPPERS, grip, start)
+    middle = np.where(GRIPPERS, grip, np.clip(start, limits.lower + 0.3, limits.upper - 0.3))
     middle[LIFT] = 0.15
 
     def path(t: np.ndarray) -> np.ndarray:
