@@ -9,20 +9,30 @@ import yaml
 from numpy.typing import NDArray
 
 from pi05_ros.contract import Contract, load_contract
-from pi05_ros.paths import share_file
+from pi05_ros.paths import share_dir, share_file
 
 Array = NDArray[np.float64]
+SIMS = ("mujoco", "gazebo", "none")
 
 
 @cache
-def robot_urdf(sim: str = "none", hardware_plugin: str = "mock_components/GenericSystem") -> str:
+def robot_urdf(sim: str = "none", hardware_plugin: str = "") -> str:
     """Return the robot's URDF as XML text.
 
     Args:
-        sim: "mujoco" adds MuJoCo's compiler hints; "gazebo" and "none" do not.
-        hardware_plugin: ros2_control plugin to name in it.
+        sim: "mujoco" adds MuJoCo's compiler hints, "gazebo" its sensors and plugins, "none" nothing.
+        hardware_plugin: ros2_control plugin to name in it; empty: the one that fits `sim`.
+
+    Raises:
+        ValueError: unknown `sim`; lists the valid ones.
     """
-    mappings = {"config": str(share_file("config/robot.yaml")), "sim": sim, "hardware_plugin": hardware_plugin}
+    if sim not in SIMS:
+        raise ValueError(f"sim {sim!r} is unknown; valid: {', '.join(SIMS)}")
+    mappings = {"sim": sim}
+    if sim == "gazebo":
+        mappings["controllers"] = str(share_dir() / "config/controllers.yaml")
+    if hardware_plugin:
+        mappings["hardware_plugin"] = hardware_plugin
     document = xacro.process_file(str(share_file(load_contract().description)), mappings=mappings)
     return str(document.toxml())
 
@@ -51,7 +61,8 @@ def joint_parameter(joint: str, parameter: str) -> float:
 def home_joints(contract: Contract | None = None) -> Array:
     """Return the resting posture [J] in contract order and joint units."""
     home = robot_parameters()["home"]
-    values = {f"joint{i + 1}": angle for i, angle in enumerate(home["arm"])}
-    values |= {"gripper": home["gripper"], "lift": home["lift"]}
-    names = (contract or load_contract()).joint_names
-    return np.array([values[name.rpartition("_")[2]] for name in names], dtype=np.float64)
+    values = {"torso_lift": home["lift"]}
+    for side in ("left", "right"):
+        values |= {f"{side}_joint{i + 1}": angle for i, angle in enumerate(home[f"{side}_arm"])}
+        values[f"{side}_gripper"] = home["gripper"]
+    return np.array([values[name] for name in (contract or load_contract()).joint_names], dtype=np.float64)

@@ -10,16 +10,15 @@ from functools import cache
 import mujoco
 
 from pi05_ros.contract import Contract, check_joints, load_contract
-from pi05_ros.sim.description import joint_parameter, robot_urdf
+from pi05_ros.sim.description import joint_parameter, robot_parameters, robot_urdf
 
 BASE_JOINTS = ("base_x", "base_y", "base_yaw")
 BASE_FORCE = (1500.0, 1500.0, 600.0)
 CAMERA_SUFFIX = "_camera_optical_frame"
-CAMERA_FOVY_DEG = 75.0
 VISUAL_GROUP, COLLISION_GROUP = 2, 3
 
 # Neighbours whose shapes overlap where they are joined.
-_OVERLAPPING = [("column", "torso_link"), ("base_link", "torso_link")] + [
+_OVERLAPPING = [("column", "torso_link"), ("base_link", "torso_link"), ("column", "head")] + [
     (f"{side}_{first}", second if second == "torso_link" else f"{side}_{second}")
     for side in ("left", "right")
     for first, second in (
@@ -99,6 +98,6 @@ def _finish_body(body: mujoco.MjsBody, contract: Contract) -> None:
     camera = body.name.removesuffix(CAMERA_SUFFIX)
     if camera in contract.cameras and camera != body.name:
         # An optical frame looks along +z with y down, a MuJoCo camera along -z with y up: half a turn about x.
-        body.add_camera(name=camera, quat=[0, 1, 0, 0], fovy=CAMERA_FOVY_DEG)
+        body.add_camera(name=camera, quat=[0, 1, 0, 0], fovy=robot_parameters()["cameras"][camera]["fovy_deg"])
     if body.name.endswith("_tcp"):
         body.add_site(name=body.name)

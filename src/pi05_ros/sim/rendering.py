@@ -31,6 +31,8 @@ class CameraRenderer:
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
         self._option.geomgroup[:3] = 1
+        self._option.sitegroup[:] = 0
+        self._option.sitegroup[:] = 0
         self._pixels = np.empty((height, width, 3), dtype=np.uint8)
         self._load(model)
 

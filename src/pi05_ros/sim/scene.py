@@ -113,9 +113,9 @@ def random_layout(config: SceneConfig, seed: int, cameras: tuple[str, ...], join
         seed=seed,
         objects=tuple(_draw_objects(config, rng, count)),
         base_pose=tuple(float(value) for value in base),  # type: ignore[arg-type]
-        table_rgb=_vary((0.60, 0.42, 0.26), rng, config.colour_jitter),
-        floor_rgb=_vary((0.62, 0.60, 0.55), rng, config.colour_jitter),
-        light=float(rng.uniform(0.8, 1.15)),
+        table_rgb=_shade(rng, (0.40, 0.75), (1.0, 0.93, rng.uniform(0.7, 0.93))),
+        floor_rgb=_shade(rng, (0.35, 0.55), (1.0, 0.98, rng.uniform(0.9, 1.0))),
+        light=float(rng.uniform(0.8, 1.2)),
         light_direction=(float(rng.uniform(-0.4, 0.4)), float(rng.uniform(-0.4, 0.4)), -1.0),
         camera_jitter={name: tuple(rng.normal(0, config.camera_jitter, 3).tolist()) for name in cameras},
         joint_noise=tuple(rng.normal(0, config.joint_noise, joints).tolist()),
@@ -145,6 +145,11 @@ def _draw_size(shape: str, rng: np.random.Generator) -> tuple[float, float, floa
     return half, half, height if shape == "cylinder" else max(half, 0.024)
 
 
+def _shade(rng: np.random.Generator, brightness: tuple[float, float], tint: tuple[float, float, float]) -> RGB:
+    r, g, b = (float(rng.uniform(*brightness)) * np.array(tint)).tolist()
+    return r, g, b
+
+
 def _vary(rgb: RGB, rng: np.random.Generator, deviation: float) -> RGB:
     r, g, b = np.clip(np.array(rgb) + rng.normal(0, deviation, 3), 0, 1).tolist()
     return r, g, b
@@ -157,14 +162,38 @@ _WALL = 0.004
 def add_scene(spec: mujoco.MjSpec, config: SceneConfig, layout: Layout) -> None:
     """Add floor, lights, table, bin and objects to a model. Objects become free bodies of their name."""
     world = spec.worldbody
+    spec.visual.headlight.ambient = [0.25 * layout.light] * 3
     _add_floor(spec, layout)
-    bright = [0.75 * layout.light] * 3
-    world.add_light(pos=[0.3, 0.5, 3], dir=layout.light_direction, diffuse=bright, castshadow=False)
-    world.add_light(pos=[-1, -1, 3], dir=[0.3, 0.2, -1], diffuse=[0.35 * layout.light] * 3, castshadow=False)
+    _add_lights(spec, layout)
     _add_table(world, config, layout)
     _add_bin(world, config)
     for item in layout.objects:
         _add_object(world, config, item)
+
+
+def _add_lights(spec: mujoco.MjSpec, layout: Layout) -> None:
+    """Directional lights without shadows, which cost most of the rendering time; and a sky, so that nothing is black."""
+    ambient, lamp = 0.40 * layout.light, 0.45 * layout.light
+    spec.visual.headlight.ambient = [ambient] * 3
+    spec.visual.headlight.diffuse = [0.15] * 3
+    spec.visual.headlight.specular = [0.0] * 3
+    spec.worldbody.add_light(
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        pos=[0, 0, 3],
+        dir=layout.light_direction,
+        diffuse=[lamp] * 3,
+        specular=[0.1] * 3,
+        castshadow=False,
+    )
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        width=64,
+        height=384,
+        rgb1=[0.80, 0.83, 0.86],
+        rgb2=[0.60, 0.62, 0.65],
+    )
 
 
 def _add_floor(spec: mujoco.MjSpec, layout: Layout) -> None:
