@@ -41,6 +41,7 @@ class Reason(StrEnum):
     FROM_FUTURE = "from_future"
     JUMP = "jump"
     STOPPED = "stopped"
+    NO_READING = "no_reading"
 
 
 @dataclass(frozen=True, slots=True)

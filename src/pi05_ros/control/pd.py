@@ -104,7 +104,7 @@ class PdController:
         """Take or refuse a chunk; both are counted."""
         with self._lock:
             if self._executor is None or self._reading is None:
-                result: Accepted | Refusal = Refusal(Reason.STOPPED, "no joint reading yet")
+                result: Accepted | Refusal = Refusal(Reason.NO_READING, "no joint reading yet")
             else:
                 result = self._executor.offer(chunk, now_ns, self._reading)
             if isinstance(result, Accepted):

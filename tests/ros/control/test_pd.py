@@ -64,7 +64,7 @@ def test_nothing_is_commanded_before_a_reading() -> None:
     assert rig.controller.tick(0) is None
     assert not rig.plant.effort.any()
     refused = rig.controller.offer(chunk_of(CONTRACT, sway, 0), 0)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, Refusal) and refused.reason is Reason.NO_READING
 
 
 def test_a_nan_chunk_is_counted_and_the_robot_holds() -> None:
