@@ -35,18 +35,26 @@ class ModelInput:
     """One call of the planner or of the action expert.
 
     Attributes:
-        images: float [B, N, 3, S, S] in [-1, 1], or uint8, which the network scales itself.
+        images: float [B, N, 3, S, S] in [-1, 1], or uint8, which the network scales itself. None with `features`.
         image_mask: bool [B, N], False for a camera that is missing.
         text: the prompt, and in training the answer.
+        features: vision features [B, N, P, W] where they are known already.
     """
 
-    images: Tensor
+    images: Tensor | None
     image_mask: Tensor
     text: Text
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.features is None):
+            raise ValueError("give either images or their vision features")
 
     def to(self, device: torch.device | str) -> "ModelInput":
         """Return a copy on `device`."""
-        return ModelInput(_move(self.images, device), _move(self.image_mask, device), self.text.to(device))
+        images = None if self.images is None else _move(self.images, device)
+        features = None if self.features is None else _move(self.features, device)
+        return ModelInput(images, _move(self.image_mask, device), self.text.to(device), features)
 
 
 @dataclass(frozen=True)

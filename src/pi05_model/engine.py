@@ -37,7 +37,6 @@ class Engine:
         noise: Tensor | None = None,
         steps: int = 10,
         solver: Solver = "euler",
-        features: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Sample normalised action chunks.
@@ -46,7 +45,6 @@ class Engine:
             inputs: images and expert prompt.
             noise: float [B, H, A] to start from; drawn with `generator` by default.
             steps, solver: of the integration from t = 1 to t = 0.
-            features: vision features [B, N, P, W] of `inputs.images`, when they are known already.
             generator: source of the noise.
 
         Returns:
@@ -56,8 +54,7 @@ class Engine:
         if noise is None:
             shape = (len(inputs.text.tokens), config.horizon, config.max_action_dim)
             noise = torch.randn(shape, generator=generator).to(model.device)
-        prefix = self._prefix(inputs, features)
-        dense = bool(prefix.valid.all()) and not bool(prefix.starts.any())
+        prefix, dense = self._prefix(inputs)
         cache = model.prefix_keys_values(prefix, dense)
         place = model.suffix_place(prefix.valid, config.horizon, dense)
         return integrate(lambda x, t: model.velocity(x, self._modulations_at(t), cache, place), noise, steps, solver)
@@ -68,7 +65,6 @@ class Engine:
         inputs: ModelInput,
         max_tokens: int | None = None,
         allowed: TokenTrie | None = None,
-        features: Tensor | None = None,
     ) -> list[list[int]]:
         """Decode greedily until end of sequence.
 
@@ -76,14 +72,12 @@ class Engine:
             inputs: images and planner prompt.
             max_tokens: longest answer; `Pi05Config.max_subtask_tokens` by default.
             allowed: answers to choose from; by default any text.
-            features: vision features of `inputs.images`, when they are known already.
 
         Returns:
             Token ids by sample, without end of sequence.
         """
         limit = self.model.config.max_subtask_tokens if max_tokens is None else max_tokens
-        prefix = self._prefix(inputs, features)
-        dense = bool(prefix.valid.all()) and not bool(prefix.starts.any())
+        prefix, dense = self._prefix(inputs)
         hidden_BTW, layers = self.model.run_prefix(prefix, dense)
         last = _last_valid(prefix.valid)
         hidden_BW = hidden_BTW[torch.arange(len(last), device=last.device), last]
@@ -101,18 +95,24 @@ class Engine:
             hidden_BW, layers, valid = self._step(chosen, next_B1 + i, layers, valid)
         return answers
 
-    def _prefix(self, inputs: ModelInput, features: Tensor | None) -> Prefix:
-        """Embed, leaving out cameras and padding that no sample uses: they take no position, so this is exact."""
+    def _prefix(self, inputs: ModelInput) -> tuple[Prefix, bool]:
+        """Embed; leave out cameras and padding that no sample uses: they take no position, so this is exact.
+
+        Returns:
+            The prefix, and whether it is one block without padding, which needs no mask.
+        """
         seen = inputs.image_mask.any(dim=0)
-        if features is None:
-            images = inputs.images if bool(seen.all()) else inputs.images[:, seen]
-            features = self.model.encode_images(images)
-        elif not bool(seen.all()):
+        features = inputs.features
+        if inputs.images is not None:
+            features = self.model.encode_images(inputs.images[:, seen])
+        elif features is not None:
             features = features[:, seen]
+        assert features is not None
         text = inputs.text
         used = int(text.valid.any(dim=0).sum())
         short = Text(text.tokens[:, :used], text.valid[:, :used], text.starts[:, :used], text.targets[:, :used])
-        return self.model.embed_prefix(features, inputs.image_mask[:, seen], short)
+        prefix = self.model.embed_prefix(features, inputs.image_mask[:, seen], short)
+        return prefix, bool(prefix.valid.all()) and not bool(prefix.starts.any())
 
     def _modulations_at(self, time: float) -> list[Modulation | None]:
         if time not in self._modulations:

@@ -52,6 +52,13 @@ class KeyValues:
         return KeyValues(torch.cat([self.key, new.key], dim=2), torch.cat([self.value, new.value], dim=2))
 
 
+def rms_normalise(x: Tensor) -> Tensor:
+    """Return x * rsqrt(mean(x^2) + eps). One kernel on a GPU; torch's CPU version squares through `pow`, slowly."""
+    if x.is_cuda:
+        return F.rms_norm(x, x.shape[-1:], None, NORM_EPS)
+    return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + NORM_EPS)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with Gemma's (1 + weight)."""
 
@@ -60,7 +67,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BTW: Tensor, _: Modulation | None = None) -> Tensor:
-        return F.rms_norm(x_BTW.float(), self.weight.shape, 1 + self.weight, NORM_EPS).to(x_BTW.dtype)
+        return (rms_normalise(x_BTW.float()) * (1 + self.weight)).to(x_BTW.dtype)
 
     def modulation(self, _: Tensor | None) -> None:
         """Return None: this norm does not depend on time."""
@@ -78,7 +85,7 @@ class AdaRMSNorm(nn.Module):
     def forward(self, x_BTW: Tensor, modulation: Modulation | None) -> Tensor:
         if modulation is None:
             raise ValueError("an adaptive norm needs the modulation of a time embedding")
-        normed = F.rms_norm(x_BTW.float(), x_BTW.shape[-1:], None, NORM_EPS)
+        normed = rms_normalise(x_BTW.float())
         return torch.addcmul(modulation.shift, normed, modulation.scale).to(x_BTW.dtype)
 
     def modulation(self, cond_BW: Tensor | None) -> Modulation | None:

@@ -20,6 +20,37 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
+class PackedLinear(nn.Module):
+    """A `Linear` for inference on a CPU, its weight laid out once as oneDNN's kernels want it.
+
+    Stock `F.linear` reaches about two thirds of this speed on the sizes of `pi05_tiny` (AMD EPYC, AVX-512).
+    """
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+
+def pack_for_cpu(module: nn.Module) -> bool:
+    """Replace every `Linear` below `module` by a `PackedLinear`; return whether this torch can.
+
+    Afterwards the module serves inference on the CPU alone: it has no weights to train, save or move.
+    """
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+        return False
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Linear):
+                setattr(parent, name, PackedLinear(child))
+    return True
+
+
 class HeadLinear(nn.Linear):
     """`nn.Linear` that computes in float32: action heads, time MLP, AdaRMS modulations."""
 

@@ -17,7 +17,7 @@ from pi05_model.batch import ModelInput
 from pi05_model.checkpoint import load_checkpoint
 from pi05_model.engine import Engine
 from pi05_model.flow import Solver
-from pi05_model.layers import cast_compute_weights
+from pi05_model.layers import cast_compute_weights, pack_for_cpu
 from pi05_model.observation import Observation
 from pi05_model.pi05 import Pi05
 from pi05_model.preprocess import Preprocessor
@@ -92,7 +92,10 @@ class Pi05Policy:
         cast_compute_weights(checkpoint.model, compute_dtype)
         preprocessor = Preprocessor(checkpoint.config, checkpoint.stats, checkpoint.tokenizer)
         chosen = checkpoint.extra.get("subtasks") if subtasks is None else subtasks
-        return cls(checkpoint.model.to(device), preprocessor, chosen, threads, seed, steps, solver)
+        model = checkpoint.model.to(device)
+        if torch.device(device).type == "cpu":
+            pack_for_cpu(model)
+        return cls(model, preprocessor, chosen, threads, seed, steps, solver)
 
     @property
     def action_shape(self) -> tuple[int, int]:
@@ -115,8 +118,8 @@ class Pi05Policy:
         self._check(observation)
         text = self.preprocessor.planner_text(observation.state[None], [task])
         features, mask = self._image_features(observation, self.config.cameras)
-        inputs = ModelInput(features, mask, text).to(self._engine.model.device)
-        [tokens] = self._engine.generate(inputs, allowed=self._allowed, features=features)
+        inputs = ModelInput(None, mask, text, features).to(self._engine.model.device)
+        [tokens] = self._engine.generate(inputs, allowed=self._allowed)
         return self.preprocessor.tokenizer.decode(tokens).strip()
 
     def act(
@@ -140,8 +143,8 @@ class Pi05Policy:
         text = self.preprocessor.expert_text(observation.state[None], [subtask])
         features, mask = self._image_features(observation, self.config.expert_cameras)
         device = self._engine.model.device
-        inputs = ModelInput(features, mask, text).to(device)
-        chunk = self._engine.sample_actions(inputs, start[None].float().to(device), self.steps, self.solver, features)
+        inputs = ModelInput(None, mask, text, features).to(device)
+        chunk = self._engine.sample_actions(inputs, start[None].float().to(device), self.steps, self.solver)
         return self.preprocessor.unnormalise_actions(chunk[0])
 
     def warm_up(self) -> None:

@@ -80,8 +80,8 @@ class ConvStem(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
-        x = F.gelu(_conv(self.down, x_B3HW), approximate="tanh")
-        return x + F.gelu(_conv(self.mix, x), approximate="tanh")
+        x = _conv(self.down, x_B3HW)
+        return x + _conv(self.mix, F.gelu(x, approximate="tanh"))
 
 
 def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
