@@ -20,6 +20,7 @@ COLOUR_RGB: dict[str, RGB] = {
     "blue": (0.10, 0.20, 0.85),
     "yellow": (0.95, 0.80, 0.05),
 }
+PLACE_ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,19 @@ class Layout:
 
 
 def random_layout(config: SceneConfig, seed: int, cameras: tuple[str, ...], joints: int) -> Layout:
-    """Draw a scene; the same arguments always give the same scene."""
+    """Draw a scene; the same arguments always give the same scene.
+
+    Args:
+        config: ranges to draw from.
+        seed: non-negative seed.
+        cameras: names of the cameras that get a mounting error.
+        joints: J, number of joints that get a starting offset.
+
+    Raises:
+        ValueError: the objects do not fit, or there are more than names for them.
+    """
+    if config.objects[1] > len(COLOURS) * len(SHAPES):
+        raise ValueError(f"objects {config.objects}: there are {len(COLOURS) * len(SHAPES)} different names at most")
     rng = np.random.default_rng(seed)
     base = (-rng.uniform(*config.start_back), *rng.uniform(-1, 1, 2) * (config.start_side, config.start_yaw))
     count = int(rng.integers(config.objects[0], config.objects[1] + 1))
@@ -127,14 +140,22 @@ def _draw_objects(config: SceneConfig, rng: np.random.Generator, count: int) -> 
     placed: list[ObjectLayout] = []
     for index in rng.permutation(len(names))[:count]:
         colour, shape = names[index]
-        while True:
-            x, y = rng.uniform(*config.object_x), rng.uniform(*config.object_y) * rng.choice([-1, 1])
-            if all(np.hypot(x - o.pose[0], y - o.pose[1]) > config.object_gap for o in placed):
-                break
+        x, y = _draw_place(config, rng, placed)
         pose = (float(x), float(y), float(rng.uniform(-config.object_yaw, config.object_yaw)))
         rgb = _vary(COLOUR_RGB[colour], rng, config.colour_jitter)
         placed.append(ObjectLayout(colour, shape, pose, _draw_size(shape, rng), rgb))
     return placed
+
+
+def _draw_place(config: SceneConfig, rng: np.random.Generator, placed: list[ObjectLayout]) -> tuple[float, float]:
+    for _ in range(PLACE_ATTEMPTS):
+        x, y = rng.uniform(*config.object_x), rng.uniform(*config.object_y) * rng.choice([-1, 1])
+        if all(np.hypot(x - o.pose[0], y - o.pose[1]) > config.object_gap for o in placed):
+            return x, y
+    raise ValueError(
+        f"no room for {len(placed) + 1} objects {config.object_gap} m apart; widen object_x or object_y, or lower "
+        "objects or object_gap of SceneConfig"
+    )
 
 
 def _draw_size(shape: str, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -172,7 +193,7 @@ def add_scene(spec: mujoco.MjSpec, config: SceneConfig, layout: Layout) -> None:
 
 
 def _add_lights(spec: mujoco.MjSpec, layout: Layout) -> None:
-    """Directional lights without shadows, which cost most of the rendering time; and a sky, so that nothing is black."""
+    """Add light without shadows, which would take most of the rendering time, and a sky, so that nothing is black."""
     ambient, lamp = 0.40 * layout.light, 0.45 * layout.light
     spec.visual.headlight.ambient = [ambient] * 3
     spec.visual.headlight.diffuse = [0.15] * 3

@@ -8,7 +8,7 @@ from pi05_ros.contract import Contract
 from pi05_ros.control.hardware import JointReading
 from pi05_ros.sim.description import home_joints, robot_parameters
 from pi05_ros.sim.model import BASE_JOINTS, robot_spec
-from pi05_ros.sim.platform import BasePlatform, to_body
+from pi05_ros.sim.platform import BasePlatform, relative_pose, to_body
 from pi05_ros.sim.rendering import CameraRenderer
 from pi05_ros.sim.scene import Layout, SceneConfig, add_scene, random_layout
 from pi05_ros.sim.world import ObjectState, WorldState
@@ -105,9 +105,19 @@ class Simulator:
         )
 
     def write(self, effort: Array, base_twist: Array) -> None:
-        """Command efforts [J] and a body velocity [3]; held until the next call."""
-        self._effort = np.array(effort, dtype=np.float64)
-        self._commanded_twist = np.array(base_twist, dtype=np.float64)
+        """Command efforts [J] and a body velocity [3]; held until the next call.
+
+        Raises:
+            ValueError: wrong length, or not finite.
+        """
+        effort, twist = np.array(effort, dtype=np.float64), np.array(base_twist, dtype=np.float64)
+        if effort.shape != self._motors.shape or twist.shape != (3,):
+            raise ValueError(
+                f"expected {len(self._motors)} efforts and 3 velocities, got {effort.shape}, {twist.shape}"
+            )
+        if not (np.isfinite(effort).all() and np.isfinite(twist).all()):
+            raise ValueError(f"efforts {effort} and velocities {twist} must be finite")
+        self._effort, self._commanded_twist = effort, twist
 
     def step(self) -> None:
         """Advance the physics by one step."""
@@ -139,6 +149,10 @@ class Simulator:
         pose: Array = self.data.qpos[self._base_qpos].copy()
         return pose
 
+    def odometry(self) -> Array:
+        """Return the base's x, y [m] and yaw [rad] in the frame in which it stood at the last reset (REP-105 odom)."""
+        return relative_pose(np.array(self.layout.base_pose), self.base_pose())
+
     def snapshot(self) -> WorldState:
         """Return the ground truth."""
         config = self.config
@@ -165,8 +179,8 @@ class Simulator:
     def _object(self, index: int) -> ObjectState:
         item, config = self.layout.objects[index], self.config
         body = self.data.body(item.name)
-        position, quat = body.xpos.copy(), body.xquat
-        yaw = 2.0 * np.arctan2(quat[3], quat[0])
+        position, rotation = body.xpos.copy(), body.xmat
+        yaw = np.arctan2(rotation[3], rotation[0])
         inside = np.abs(position[:2] - config.bin_centre) < config.bin_half_size
         height = position[2] - config.table_top_z
         return ObjectState(
@@ -174,7 +188,7 @@ class Simulator:
             colour=item.colour,
             shape=item.shape,
             position=position,
-            yaw=float((yaw + np.pi) % (2 * np.pi) - np.pi),
+            yaw=float(yaw),
             size=np.array(item.size),
             in_bin=bool(inside.all() and 0.0 < height < config.bin_height),
             held_by=self._holder(self.model.body(item.name).id),
