@@ -17,11 +17,11 @@ from pi05_model.observation import Observation, Policy
 from pi05_ros.config import ConfigError
 from pi05_ros.contract import Contract
 from pi05_ros.control.chunk import Chunk
+from pi05_ros.graph import EMBEDDED_POLICY
 from pi05_ros.health import Health, Level, Status
 from pi05_ros.paths import share_file
 
 NS = 1_000_000_000
-EMBEDDED_POLICY = "checkpoints/pi05_tiny"
 
 
 def check_policy(policy: Policy, contract: Contract, source: str) -> None:
@@ -310,10 +310,12 @@ def load_policy(path: str) -> Policy:
     Raises:
         ConfigError: there is no such checkpoint, or it cannot be read; names it.
     """
-    from pi05_model.policy import Pi05Policy  # torch takes seconds to import
-
     try:
         folder = Path(path) if path else share_file(EMBEDDED_POLICY)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+        from pi05_model.policy import Pi05Policy  # torch takes seconds to import
+
         policy = Pi05Policy.load(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"policy: {path or EMBEDDED_POLICY}: cannot be loaded: {error}") from error

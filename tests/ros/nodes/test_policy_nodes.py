@@ -7,52 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from numpy.typing import NDArray
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros import topics
 from pi05_ros.contract import load_contract
 from pi05_ros.inference import PolicyHost
-from pi05_ros.messages import chunk_from, encode_jpeg, fill_compressed, fill_state, set_stamp, stamp_to_ns
+from pi05_ros.messages import chunk_from, stamp_to_ns
 from pi05_ros.nodes.action_expert_node import ActionExpertNode
 from pi05_ros.nodes.planner_node import PlannerNode
 
 pytestmark = pytest.mark.ros
 CONTRACT = load_contract()
 STEP_NS = 20_000_000
-
-
-class Robot:
-    """Cameras at 25 Hz, state at 50 Hz and /clock, in simulated time: as fast as the test spins."""
-
-    def __init__(self, graph: Any, image: NDArray[np.uint8]) -> None:
-        self.now_ns = 0
-        self.jpeg = encode_jpeg(image, 90)
-        self.silent: set[str] = set()
-        self.state = np.linspace(-0.5, 0.5, CONTRACT.dim)
-        self._clock = graph.mouth(Clock, topics.CLOCK)
-        self._cameras = {n: graph.mouth(CompressedImage, t) for n, t in topics.camera_images(CONTRACT).items()}
-        self._states = graph.mouth(JointState, topics.STATE)
-        self.timer = graph.every(0.01, self.speak)
-
-    def speak(self) -> None:
-        self.now_ns += STEP_NS
-        clock = Clock()
-        set_stamp(clock.clock, self.now_ns)
-        self._clock.publish(clock)
-        if "state" not in self.silent:
-            self._states.publish(fill_state(JointState(), CONTRACT, self.now_ns, self.state))
-        for name, publisher in self._cameras.items():
-            if self.now_ns % (2 * STEP_NS) == 0 and name not in self.silent:
-                publisher.publish(fill_compressed(CompressedImage(), self.now_ns, name, self.jpeg))
-
-
-@pytest.fixture
-def robot(graph: Any, striped: NDArray[np.uint8]) -> Robot:
-    return Robot(graph, striped)
 
 
 @pytest.fixture
@@ -66,7 +33,7 @@ def start(graph: Any, policy: Any) -> Callable[..., Any]:
     return add
 
 
-def test_twenty_chunks_follow_the_subtask(graph: Any, robot: Robot, start: Any, policy: Any) -> None:
+def test_twenty_chunks_follow_the_subtask(graph: Any, robot: Any, start: Any, policy: Any) -> None:
     chunks, said = graph.hear(JointTrajectory, topics.ACTION_CHUNK), graph.hear(String, topics.SUBTASK)
     start(ActionExpertNode)
     start(PlannerNode)
@@ -85,7 +52,7 @@ def test_twenty_chunks_follow_the_subtask(graph: Any, robot: Robot, start: Any, 
     assert set(stamps) <= {seen.stamp_ns for seen in policy.seen}
 
 
-def test_planner_alone_and_late_listeners_hear_it(graph: Any, robot: Robot, start: Any) -> None:
+def test_planner_alone_and_late_listeners_hear_it(graph: Any, robot: Any, start: Any) -> None:
     node = start(PlannerNode, task="wipe")
     announced = graph.hear(String, topics.TASK)
     graph.until(lambda: announced, "the task of the parameter, for the recorder")
@@ -96,7 +63,7 @@ def test_planner_alone_and_late_listeners_hear_it(graph: Any, robot: Robot, star
     assert late[0].data == "wipe: left side"
 
 
-def test_topic_wins_over_the_parameter(graph: Any, robot: Robot, start: Any) -> None:
+def test_topic_wins_over_the_parameter(graph: Any, robot: Any, start: Any) -> None:
     said = graph.hear(String, topics.SUBTASK)
     operator = graph.mouth(String, topics.TASK)
     operator.publish(String(data="sort"))
@@ -109,7 +76,7 @@ def test_topic_wins_over_the_parameter(graph: Any, robot: Robot, start: Any) -> 
     assert said[-1].data == "sort: left side"
 
 
-def test_new_tasks_long_tasks_and_the_end_of_a_task(graph: Any, robot: Robot, start: Any) -> None:
+def test_new_tasks_long_tasks_and_the_end_of_a_task(graph: Any, robot: Any, start: Any) -> None:
     said, told = graph.hear(String, topics.SUBTASK), graph.hear(DiagnosticArray, topics.DIAGNOSTICS)
     operator = graph.mouth(String, topics.TASK)
     node = start(PlannerNode)
@@ -125,7 +92,7 @@ def test_new_tasks_long_tasks_and_the_end_of_a_task(graph: Any, robot: Robot, st
     assert [message.data for message in said] == ["clear: left side", ""]
 
 
-def test_expert_alone_waits_and_says_for_what(graph: Any, robot: Robot, start: Any) -> None:
+def test_expert_alone_waits_and_says_for_what(graph: Any, robot: Any, start: Any) -> None:
     robot.silent = {"state"}
     chunks = graph.hear(JointTrajectory, topics.ACTION_CHUNK)
     node = start(ActionExpertNode)
@@ -151,7 +118,7 @@ def test_expert_alone_waits_and_says_for_what(graph: Any, robot: Robot, start: A
     assert len(chunks) <= count + 1
 
 
-def test_state_that_stops_stops_the_chunks(graph: Any, robot: Robot, start: Any) -> None:
+def test_state_that_stops_stops_the_chunks(graph: Any, robot: Any, start: Any) -> None:
     chunks = graph.hear(JointTrajectory, topics.ACTION_CHUNK)
     node = start(ActionExpertNode)
     graph.mouth(String, topics.SUBTASK).publish(String(data="pick"))
@@ -164,7 +131,7 @@ def test_state_that_stops_stops_the_chunks(graph: Any, robot: Robot, start: Any)
     assert stamp_to_ns(chunks[-1].header.stamp) == newest
 
 
-def test_nan_from_the_policy_is_counted_and_not_published(graph: Any, robot: Robot, start: Any, policy: Any) -> None:
+def test_nan_from_the_policy_is_counted_and_not_published(graph: Any, robot: Any, start: Any, policy: Any) -> None:
     chunks, told = graph.hear(JointTrajectory, topics.ACTION_CHUNK), graph.hear(DiagnosticArray, topics.DIAGNOSTICS)
     policy.spoil = lambda actions: actions * np.nan
     node = start(ActionExpertNode)
@@ -176,7 +143,7 @@ def test_nan_from_the_policy_is_counted_and_not_published(graph: Any, robot: Rob
     graph.until(lambda: len(chunks) >= 2 and not node.health.troubles)
 
 
-def test_policy_that_raises_is_told_and_tried_again(graph: Any, robot: Robot, start: Any, policy: Any) -> None:
+def test_policy_that_raises_is_told_and_tried_again(graph: Any, robot: Any, start: Any, policy: Any) -> None:
     chunks = graph.hear(JointTrajectory, topics.ACTION_CHUNK)
 
     def fail(actions: Any) -> Any:
@@ -191,7 +158,7 @@ def test_policy_that_raises_is_told_and_tried_again(graph: Any, robot: Robot, st
     graph.until(lambda: chunks and not node.health.troubles)
 
 
-def test_dry_run_speaks_elsewhere(graph: Any, robot: Robot, start: Any) -> None:
+def test_dry_run_speaks_elsewhere(graph: Any, robot: Any, start: Any) -> None:
     chunks, dry = (graph.hear(JointTrajectory, t) for t in (topics.ACTION_CHUNK, topics.ACTION_CHUNK_DRY_RUN))
     start(ActionExpertNode, dry_run=True)
     graph.mouth(String, topics.SUBTASK).publish(String(data="pick"))
@@ -199,7 +166,7 @@ def test_dry_run_speaks_elsewhere(graph: Any, robot: Robot, start: Any) -> None:
     assert not chunks
 
 
-def test_latency_is_in_diagnostics(graph: Any, robot: Robot, start: Any) -> None:
+def test_latency_is_in_diagnostics(graph: Any, robot: Any, start: Any) -> None:
     told = graph.hear(DiagnosticArray, topics.DIAGNOSTICS)
     start(ActionExpertNode)
     graph.mouth(String, topics.SUBTASK).publish(String(data="pick"))
