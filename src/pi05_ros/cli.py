@@ -29,6 +29,8 @@ class Command:
 COMMANDS = {
     "demo": Command("pi05_ros.demo:main", "Run the embedded policy on a seeded scene and write a report."),
     "up": Command("pi05_ros.up:main", "Start the graph: simulator or robot, policy, controller."),
+    "train": Command("pi05_training.cli:train", "Train a policy."),
+    "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
     "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),
     "bench": Command("pi05_ros.bench.stack:main", "Measure the figures of docs/benchmarks.md."),
 }
