@@ -97,13 +97,8 @@ def test_parameters_keep_their_type_and_are_fully_qualified(arguments: GraphArgu
     assert "__ns:=/robot1" in sim.ros_arguments("p.yaml")
 
 
-def test_setup_installs_the_executables_of_the_graph() -> None:
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    values = {
-        target.id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    assert ast.literal_eval(values["EXECUTABLES"]) == MODULES
+def test_every_executable_has_a_module_with_a_main() -> None:
+    for module in MODULES.values():
+        tree = ast.parse((ROOT / "src" / Path(*module.split("."))).with_suffix(".py").read_text())
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        assert "main" in functions, module
