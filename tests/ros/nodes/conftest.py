@@ -149,7 +149,7 @@ class Robot:
         self._clock = graph.mouth(Clock, topics.CLOCK)
         self._cameras = {n: graph.mouth(CompressedImage, t) for n, t in topics.camera_images(CONTRACT).items()}
         self._states = graph.mouth(JointState, topics.STATE)
-        self.timer = graph.every(0.01, self.speak)
+        self.timer = graph.every(0.005, self.speak)
 
     def speak(self) -> None:
         self.now_ns += STEP_NS
