@@ -11,7 +11,9 @@ from diagnostic_msgs.msg import DiagnosticArray
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
+from pi05_ros.camera import DeviceSource
 from pi05_ros.contract import load_contract
+from pi05_ros.health import Health
 from pi05_ros.messages import decode_jpeg, encode_jpeg, fill_compressed, fill_image, image_to_rgb, stamp_to_ns
 from pi05_ros.nodes.camera_node import CameraNode
 from pi05_ros.topics import DIAGNOSTICS, camera_image, camera_raw
@@ -148,3 +150,14 @@ def test_device_that_is_not_there_is_told_and_tried_again(graph: Any) -> None:
     graph.until(lambda: "camera front" in node.health.troubles)
     assert "no picture from device /dev/video77" in node.health.troubles["camera front"]
     assert node.active
+
+
+def test_lost_device_is_counted_and_opened_again(tmp_path: Path) -> None:
+    # To OpenCV a file is a device that is lost at its end.
+    health = Health(lambda text: None, lambda text: None)
+    device = DeviceSource(video(tmp_path / "v.avi", 2), lambda: STAMP_NS, health)
+    pictures = [device.read(0.1) for _ in range(6)]
+    device.close()
+    assert [picture is not None for picture in pictures] == [True, True, False, True, True, False]
+    assert health.counts == {"device lost": 2}
+    assert pictures[0] is not None and pictures[0].stamp_ns == STAMP_NS
