@@ -1,7 +1,7 @@
 """`pi05 bench stack`: chunk, planner, simulator, memory and torque loop of the whole stack on this machine."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,9 @@ import tyro
 from pi05_ros.bench.figures import Figure, save, show
 from pi05_ros.contract import load_contract
 from pi05_ros.graph import EMBEDDED_POLICY
-from pi05_ros.paths import share_file
+from pi05_ros.paths import share_dir
+
+OUT = Path("out/bench")
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,35 @@ class BenchArguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `pi05 bench`. Returns 0 when everything was measured, whatever the figures are."""
     arguments = tyro.cli(BenchArguments, prog="pi05 bench", args=None if argv is None else list(argv))
-    figures = measure(arguments)
-    show(f"pi05 bench {arguments.name}", figures)
+    figures: list[Figure] = []
+    try:
+        for part in measure(arguments):
+            figures += part
+    finally:  # a graph that does not start must not hide what was measured before
+        show(f"pi05 bench {arguments.name}", figures)
     if arguments.json is not None:
         save(arguments.json, arguments.name, figures)
         print(f"figures in {arguments.json}")
     return 0
 
 
-def measure(arguments: BenchArguments) -> list[Figure]:
-    """Measure the parts one after another on an otherwise idle machine, then the whole graph."""
+def measure(arguments: BenchArguments) -> Iterator[list[Figure]]:
+    """Measure the parts one after another on an otherwise idle machine, then the whole graph.
+
+    Raises:
+        CheckpointError: there is no such policy.
+        DemoError: the graph did not start.
+    """
     os.environ.setdefault("MUJOCO_GL", "egl")
     from pi05_model.policy import Pi05Policy
     from pi05_ros.bench.parts import policy_figures, simulator_figures
     from pi05_ros.bench.whole import stack_figures
 
     contract = load_contract()
-    policy = Pi05Policy.load(arguments.policy or share_file(EMBEDDED_POLICY))
     print("bench: policy …", flush=True)
-    figures = policy_figures(policy, contract)
+    yield policy_figures(Pi05Policy.load(arguments.policy or share_dir() / EMBEDDED_POLICY), contract)
     print("bench: simulator …", flush=True)
-    figures += simulator_figures(contract)
+    yield simulator_figures(contract)
     if arguments.seconds > 0:
         print(f"bench: whole graph, {arguments.seconds:g} s simulated …", flush=True)
-        figures += stack_figures(arguments.seconds, arguments.policy, contract.rates.torque_hz)
-    return figures
+        yield stack_figures(arguments.seconds, arguments.policy, contract.rates.torque_hz, OUT)

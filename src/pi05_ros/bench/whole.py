@@ -1,7 +1,6 @@
 """What the running graph costs: memory of all its processes, period of the torque loop beside a bare timer loop."""
 
 import multiprocessing
-import tempfile
 import threading
 import time
 from multiprocessing.sharedctypes import Synchronized
@@ -69,22 +68,23 @@ def bare_loop(rate_hz: float, stop: "Synchronized[bool]", result: "multiprocessi
     result.put((np.diff(times) * 1e3).tolist())
 
 
-def stack_figures(seconds: float, policy: str, rate_hz: float) -> list[Figure]:
+def stack_figures(seconds: float, policy: str, rate_hz: float, out: Path) -> list[Figure]:
     """Run the whole graph for some simulated seconds and tell what it took.
 
     Args:
         seconds: simulated length.
         policy: checkpoint folder; empty: the embedded one.
         rate_hz: of the bare timer loop, the torque loop's nominal rate.
+        out: folder for the nodes' output (graph.log).
     """
     context = multiprocessing.get_context("spawn")
     stop, result = context.Value("b", False), context.SimpleQueue()
     bare = context.Process(target=bare_loop, args=(rate_hz, stop, result), daemon=True)
     bare.start()
     besides = frozenset({bare.pid} if bare.pid is not None else ())
-    with tempfile.TemporaryDirectory() as folder, MemoryWatch(besides) as memory:
-        arguments = DemoArguments(duration=seconds, policy=policy, out=Path(folder), task="clear the table")
-        log, _ = run(arguments)
+    out.mkdir(parents=True, exist_ok=True)
+    with MemoryWatch(besides) as memory:
+        log, _ = run(DemoArguments(duration=seconds, policy=policy, out=out))
     stop.value = True
     periods = result.get()
     bare.join()
