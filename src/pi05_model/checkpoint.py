@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pi05_model.tokenizer import PolicyTokenizer, Tokenizer
 
 FORMAT = "pi05_ros/1"
 WEIGHTS, CONFIG, STATS, TOKENIZER = "model.safetensors", "config.json", "norm_stats.json", "tokenizer.json"
+FILES = (CONFIG, WEIGHTS, STATS, TOKENIZER)
 
 
 class CheckpointError(ValueError):
@@ -69,11 +71,16 @@ def save_checkpoint(
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, path / WEIGHTS)
     description = {"format": FORMAT, "config": model.config.to_dict(), "extra": dict(extra or {})}
-    (path / CONFIG).write_text(json.dumps(description, indent=1) + "\n", "utf-8")
-    save_norm_stats(stats, path / STATS)
-    (path / TOKENIZER).write_text(tokenizer.to_json(), "utf-8")
+    # Whole files take the place of old ones: an interrupted save leaves no half-written weights behind.
+    with TemporaryDirectory(dir=path, prefix=".saving-") as folder:
+        new = Path(folder)
+        save_file(weights, new / WEIGHTS)
+        (new / CONFIG).write_text(json.dumps(description, indent=1) + "\n", "utf-8")
+        save_norm_stats(stats, new / STATS)
+        (new / TOKENIZER).write_text(tokenizer.to_json(), "utf-8")
+        for name in FILES:
+            (new / name).replace(path / name)
 
 
 def load_checkpoint(path: Path | str, compute_dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -127,7 +134,7 @@ def fingerprint(path: Path | str) -> str:
     path = Path(path)
     _require_files(path)
     digest = hashlib.sha256()
-    for name in sorted((WEIGHTS, CONFIG, STATS, TOKENIZER)):
+    for name in sorted(FILES):
         digest.update(name.encode() + b"\0" + hashlib.sha256((path / name).read_bytes()).digest())
     return digest.hexdigest()
 
@@ -135,6 +142,6 @@ def fingerprint(path: Path | str) -> str:
 def _require_files(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint folder at {path}; train one with `pi05 train` or give the path of one")
-    missing = [name for name in (WEIGHTS, CONFIG, STATS, TOKENIZER) if not (path / name).is_file()]
+    missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; copy the whole folder")

@@ -71,7 +71,7 @@ class Engine:
         Args:
             inputs: images and planner prompt.
             max_tokens: longest answer; `Pi05Config.max_subtask_tokens` by default.
-            allowed: answers to choose from; by default any text.
+            allowed: answers to choose from; by default any text. Decoding ends when only one of them is left.
 
         Returns:
             Token ids by sample, without end of sequence.
@@ -90,6 +90,10 @@ class Engine:
                 running[row] = running[row] and token != EOS_ID
                 if running[row]:
                     answers[row].append(token)
+                    rest = None if allowed is None else allowed.completion(answers[row])
+                    if rest is not None:
+                        answers[row] += rest
+                        running[row] = False
             if not any(running) or i + 1 == limit:
                 break
             hidden_BW, layers, valid = self._step(chosen, next_B1 + i, layers, valid)

@@ -36,7 +36,9 @@ def resize_with_pad(images_B3HW: Tensor, size: int) -> Tensor:
     new_height, new_width = int(height / ratio), int(width / ratio)
     # For uint8, torch interpolates in fixed point and rounds; going through float differs in the last bit.
     resized = F.interpolate(images_B3HW, (new_height, new_width), mode="bilinear", align_corners=False)
-    black = 0.0 if images_B3HW.dtype == torch.uint8 else -1.0
+    black = 0.0
+    if images_B3HW.is_floating_point():
+        resized, black = resized.clamp(-1, 1), -1.0
     top, left = (size - new_height) // 2, (size - new_width) // 2
     padding = (left, size - new_width - left, top, size - new_height - top)
     return F.pad(resized, padding, value=black)

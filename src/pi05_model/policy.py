@@ -61,7 +61,7 @@ class Pi05Policy:
         self.solver: Solver = solver
         self._engine = Engine(model)
         self._generator = torch.Generator().manual_seed(seed)
-        self._allowed = TokenTrie(preprocessor.tokenizer.encode(self.subtasks)) if self.subtasks else None
+        self._allowed = self._trie() if self.subtasks else None
         self._features: OrderedDict[tuple[int, str], Tensor] = OrderedDict()
 
     @classmethod
@@ -96,6 +96,14 @@ class Pi05Policy:
         if torch.device(device).type == "cpu":
             pack_for_cpu(model)
         return cls(model, preprocessor, chosen, threads, seed, steps, solver)
+
+    def _trie(self) -> TokenTrie:
+        encoded = self.preprocessor.tokenizer.encode(self.subtasks)
+        room = self.config.max_subtask_tokens - 1
+        for subtask, ids in zip(self.subtasks, encoded, strict=True):
+            if len(ids) > room:
+                raise ValueError(f"subtask {subtask!r} takes {len(ids)} tokens, the network answers with {room}")
+        return TokenTrie(encoded)
 
     @property
     def action_shape(self) -> tuple[int, int]:

@@ -121,6 +121,15 @@ class TokenTrie:
         """Return the tokens that may follow `answer`; none when it is no beginning of any sequence."""
         return list(self._next.get(tuple(answer), []))
 
+    def completion(self, answer: Sequence[int]) -> list[int] | None:
+        """Return the rest of the only sequence that begins with `answer`, or None while there is a choice."""
+        rest: list[int] = []
+        while len(options := self.options([*answer, *rest])) == 1:
+            if options == [EOS_ID]:
+                return rest
+            rest += options
+        return None
+
 
 def build(words_file: Path, out: Path) -> PolicyTokenizer:
     """Write the tokenizer of a word list (one word a line, # for comments) to `out`; deterministic."""
