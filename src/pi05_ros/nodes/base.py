@@ -249,15 +249,17 @@ def run(make: Callable[[], Sequence[BaseNode[Any]]], args: Sequence[str] | None 
         Exit status: 0 after a signal; 1 when a node could not be made or, autostarted, not be configured.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stopping: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stopping.append(received))
+    signals = _Signals()
     nodes: Sequence[BaseNode[Any]] = ()
     try:
         nodes = make()
         if not all(node.autostart() for node in nodes if wants_autostart(node)):
             return 1
-        _spin(nodes, stopping)
+        signals.starting = False
+        _spin(nodes, signals)
+    except _StoppedEarly:
+        # In the middle of a transition (loading a policy takes seconds) there is nothing to hand back in order.
+        nodes = ()
     except (ConfigError, ContractError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -266,6 +268,25 @@ def run(make: Callable[[], Sequence[BaseNode[Any]]], args: Sequence[str] | None 
             node.finish()
         rclpy.try_shutdown()
     return 0
+
+
+class _StoppedEarly(BaseException):
+    """A signal came before the nodes were up. Not an Exception: transitions catch those."""
+
+
+class _Signals:
+    """SIGINT and SIGTERM: noted while the nodes run, raised while they start."""
+
+    def __init__(self) -> None:
+        self.starting, self.received = True, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        if self.starting and not self.received:
+            self.received = True
+            raise _StoppedEarly
+        self.received = True
 
 
 def wants_autostart(node: BaseNode[Any]) -> bool:
@@ -286,12 +307,12 @@ def make_executor(context: Context | None = None) -> Executor:
     return EventsExecutor(context=context)
 
 
-def _spin(nodes: Sequence[BaseNode[Any]], stopping: list[int]) -> None:
+def _spin(nodes: Sequence[BaseNode[Any]], signals: _Signals) -> None:
     executor = make_executor()
     for node in nodes:
         executor.add_node(node)
     try:
-        while not stopping:
+        while not signals.received:
             # A signal cannot wake the wait, so this bounds how long Ctrl-C takes.
             executor.spin_once(timeout_sec=0.1)
     except ExternalShutdownException:

@@ -85,3 +85,22 @@ def test_missing_checkpoint_ends_the_process_with_its_name(graph: Any, processes
     output, _ = processes[0].communicate(timeout=60)
     assert processes[0].returncode == 1
     assert "policy: no/such/checkpoint: cannot be loaded" in output and "Traceback" not in output
+
+
+def test_a_signal_while_the_policy_loads_ends_the_process_at_once(graph: Any, checkpoint: Path, processes: Any) -> None:
+    told = graph.hear(DiagnosticArray, topics.DIAGNOSTICS)
+    # As a Python program that is told when loading begins: the import of torch is the longest part.
+    program = (
+        "import sys; from pi05_ros.nodes import policy_process as p; from pi05_ros.inference import PolicyHost\n"
+        "def load(path):\n    print('loading', flush=True)\n    __import__('threading').Event().wait(60)\n"
+        "h = PolicyHost(load); p.PolicyHost = lambda: h; p.main()"
+    )
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(graph.context.get_domain_id())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    processes.append(process)
+    assert process.stdout is not None and process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and output == "" and not told
