@@ -148,9 +148,9 @@ def _tiny() -> Pi05Config:
     """Return the size that runs in real time on two CPU cores.
 
     Multiplications decide. A chunk takes about 0.8 G of them for the vision of three cameras, 0.5 G for the prefix and
-    0.9 G for ten steps of the expert, so the expert is narrow and its heads are small. Vision is not starved:
-    it keeps a third of the weights, and the convolutional stem reads 28-pixel patches at a quarter of the resolution,
-    where an object's edge moves by more than a pixel per centimetre in a wrist image.
+    0.8 G for ten steps of the expert, so the expert is narrow and its heads are small. Vision is not starved: it keeps
+    a third of the weights, and a convolutional stem at 56 x 56 stands before the 28-pixel patches, because grasping
+    needs edges to a fraction of a patch.
     """
     return Pi05Config(
         vision=VisionConfig(width=256, depth=4, mlp_dim=1024, heads=4, patch=28, stem_channels=32),
