@@ -59,6 +59,11 @@ class Cadence:
         self._last = current
         return due
 
+    @property
+    def tick_ns(self) -> int:
+        """Time of the last tick, a multiple of the period."""
+        return (self._last or 0) * self._period_ns
+
 
 class Latency:
     """The last durations of something [ms], and their percentiles.

@@ -2,12 +2,12 @@
 
 What always holds: an observation is a function of the messages and its stamp alone. Every source contributes its newest
 sample at or before the stamp (never one from the future, which a robot could not have seen), unless that is older than
-the source's limit. Live, `ready_stamp_ns` gives the newest stamp that every living source has passed, so that a message
-still on its way cannot change what the converter later finds in the bag.
+the source's limit. Live, `look_stamp` waits until every living source has passed the stamp, so that a message still on
+its way cannot change what the converter later finds in the bag.
 """
 
 import threading
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,21 +93,44 @@ class ObservationBuffer:
         with self._lock:
             return dict(self._counts)
 
-    def ready_stamp_ns(self) -> int | None:
-        """Return the stamp of the newest image that the state and every living camera have passed.
+    def passed_ns(self) -> int | None:
+        """Return the newest stamp that the state and every living camera have passed; None before the first state.
 
-        A camera whose newest image is older than its limit is taken for dead and does not hold the others up. Without
-        any living camera it is the newest state's stamp; before the first state it is None.
+        A camera whose newest image is older than its limit is taken for dead and does not hold the others up.
         """
-        limit_ns = round(self.config.image_max_age_s * NS)
+        with self._lock:
+            newest = self._states.newest
+            return None if newest is None else min([newest, *(h.newest or 0 for h in self._living(newest))])
+
+    def look_stamp(self, tick_ns: int) -> tuple[int | None, str]:
+        """Choose the stamp of the observation for a tick: that of the newest image at or before it.
+
+        It waits until every living source has passed the tick. Images that came too late for an earlier tick (just
+        after the start) are looked at as they are.
+
+        Returns:
+            The stamp and "", or None and what is missing.
+        """
         with self._lock:
             newest = self._states.newest
             if newest is None:
-                return None
-            alive = [h for h in self._images.values() if h.newest is not None and h.newest >= newest - limit_ns]
-            passed = min([newest, *(h.newest for h in alive if h.newest is not None)])
-            found = [history.at(passed) for history in alive]
-            return max((entry[0] for entry in found if entry is not None), default=passed)
+                return None, "a state (topic `state`)"
+            living = self._living(newest)
+            if not living:
+                limit_s = self.config.image_max_age_s
+                why = (f"{name} {_why_not(h.at(newest), newest, limit_s)}" for name, h in self._images.items())
+                return None, f"at least one image ({'; '.join(why)})"
+            passed = min([newest, *(h.newest or 0 for h in living)])
+            if passed < tick_ns:
+                return None, f"samples of every source (the last is {(tick_ns - passed) / NS:.2f} s behind)"
+            oldest = tick_ns - round(self.config.image_max_age_s * NS)
+            stamps = [entry[0] for h in living if (entry := h.at(tick_ns)) is not None and entry[0] >= oldest]
+            late = [entry[0] for h in living if (entry := h.at(passed)) is not None]
+            return max(stamps or late or [passed]), ""
+
+    def _living(self, state_ns: int) -> list["_History[_Picture]"]:
+        oldest = state_ns - round(self.config.image_max_age_s * NS)
+        return [h for h in self._images.values() if h.newest is not None and h.newest >= oldest]
 
     def at(self, stamp_ns: int) -> Taken:
         """Return the observation at a stamp; the same stamp asked for again gives the same object.
@@ -251,7 +274,9 @@ class _History(Generic[T]):
                 self._items.clear()  # the clock jumped back: a simulator was reset
             else:
                 del self._items[: self._first_after(max(newest, stamp_ns) - self._window_ns)]
-        insort(self._items, (stamp_ns, item), key=lambda entry: entry[0])
+        index = self._first_after(stamp_ns)
+        if index == 0 or self._items[index - 1][0] != stamp_ns:  # the first counts when a sample is said again
+            self._items.insert(index, (stamp_ns, item))
 
     def at(self, stamp_ns: int) -> tuple[int, T] | None:
         index = self._first_after(stamp_ns)

@@ -19,11 +19,13 @@ from pi05_ros.health import Status
 from pi05_ros.inference import Cadence, Logic, PolicyHost
 from pi05_ros.ingest import IngestConfig, ObservationBuffer
 from pi05_ros.messages import MessageError, stamp_to_ns, state_from
-from pi05_ros.nodes.base import BaseNode
+from pi05_ros.nodes.base import BaseNode, monotonic_ns
 
 NS = 1_000_000_000
 # How often a node looks whether a tick is due [s]: bounds how late a tick begins.
 POLL_S = 0.005
+# A tick that waits longer than this for what it needs says so [s].
+PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class InferenceNode(BaseNode[ConfigT]):
         )
         self._logic, self._cadence = self.make_logic(config, policy)
         self._last_stamp_ns = -1
+        self._pending_ns: int | None = None
+        self._pending_since_ns = 0
         for name in cameras:
             self.subscribe(CompressedImage, topics.camera_image(name), self._on_image(name))
         self.subscribe(JointState, topics.STATE, self._on_state)
@@ -109,19 +113,25 @@ class InferenceNode(BaseNode[ConfigT]):
 
     def _tick(self) -> None:
         now_ns = self.now_ns()
-        if not self._cadence.due(now_ns):
+        if self._cadence.due(now_ns):
+            if self._pending_ns is None:
+                self._pending_since_ns = monotonic_ns()
+            else:
+                self.health.drop("ticks without an answer")
+            self._pending_ns = self._cadence.tick_ns
+        if self._pending_ns is None:
             return
-        stamp_ns = self._buffer.ready_stamp_ns()
-        missing = self._logic.waiting_for()
-        if stamp_ns is None:
-            missing.append("a state (topic `state`)")
-        elif now_ns - stamp_ns > self._max_delay_ns:
-            missing.append(f"a fresh observation (the newest is {(now_ns - stamp_ns) / NS:.2f} s old)")
+        # A tick stays pending until it can be served: simulated time may stand still until it was.
+        stamp_ns, lacks = self._buffer.look_stamp(self._pending_ns)
+        if stamp_ns is not None and now_ns - stamp_ns > self._max_delay_ns:
+            lacks = f"a fresh observation (the newest is {(now_ns - stamp_ns) / NS:.2f} s old)"
+        missing = [*self._logic.waiting_for(), *filter(None, [lacks])]
         if missing or stamp_ns is None:
-            self._wait(", ".join(missing))
-        elif stamp_ns == self._last_stamp_ns:
-            self.health.drop("nothing new to look at")
-        else:
+            if monotonic_ns() - self._pending_since_ns > PATIENCE_S * NS:
+                self.health.trouble("waiting for", ", ".join(missing))
+            return
+        self._pending_ns = None
+        if stamp_ns != self._last_stamp_ns:
             self._last_stamp_ns = stamp_ns
             self._host.worker.submit(self._logic.name, self.health, lambda: self._infer(stamp_ns))
 
@@ -135,11 +145,8 @@ class InferenceNode(BaseNode[ConfigT]):
             self.health.set(f"camera {name}", f"{taken.missing[name]}; masked" if name in taken.missing else "")
         if taken.observation is None or not taken.observation.images:
             what = "; ".join(f"{source} {reason}" for source, reason in taken.missing.items())
-            self._wait(f"a state and at least one image ({what})")
+            self.health.drop("unusable observation")
+            self.health.trouble("waiting for", f"a state and at least one image ({what})")
             return
         self.health.fine("waiting for")
         self._logic.run(taken.observation)
-
-    def _wait(self, what: str) -> None:
-        self.health.drop("waited")
-        self.health.trouble("waiting for", what)

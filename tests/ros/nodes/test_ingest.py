@@ -63,7 +63,7 @@ def test_order_of_arrival_does_not_matter() -> None:
 
 
 def test_live_and_offline_agree_bit_for_bit() -> None:
-    """What is taken at the ready stamp while messages trickle in is what the whole recording gives afterwards."""
+    """What is taken at a stamp that all have passed is what the whole recording gives afterwards."""
     rng = np.random.default_rng(4)
     events = []
     for phase, camera in enumerate(CONTRACT.cameras):
@@ -86,7 +86,7 @@ def test_live_and_offline_agree_bit_for_bit() -> None:
                 buffer.add_image(source, stamp, data)
             else:
                 buffer.add_state(stamp, data)
-        ready = live.ready_stamp_ns()
+        ready = live.passed_ns()
         if ready is not None and ready not in taken:
             observation = live.at(ready).observation
             if observation is not None and len(observation.images) == 4:
@@ -116,7 +116,7 @@ def test_missing_stale_and_broken_sources_are_left_out_named_and_counted() -> No
 
 def test_no_fresh_state_no_observation() -> None:
     buffer = ObservationBuffer(CONTRACT, ["front"])
-    assert buffer.ready_stamp_ns() is None
+    assert buffer.passed_ns() is None
     buffer.add_image("front", T0, flat(1))
     assert buffer.at(T0).observation is None and buffer.at(T0).missing == {"state": "missing"}
     buffer.add_state(T0 - 150 * MS, state(0))
@@ -126,19 +126,50 @@ def test_no_fresh_state_no_observation() -> None:
     assert buffer.counts["state: not finite"] == 1
 
 
-def test_ready_stamp_waits_for_the_living_and_not_for_the_dead() -> None:
+def test_the_living_are_waited_for_and_the_dead_are_not() -> None:
     buffer = ObservationBuffer(CONTRACT, ["front", "back"])
     for camera in ("front", "back"):
         buffer.add_image(camera, T0, flat(1))
     buffer.add_state(T0 + 45 * MS, state(0))
     buffer.add_image("front", T0 + 40 * MS, flat(1))
-    assert buffer.ready_stamp_ns() == T0  # the back camera's picture of T0 + 40 ms may be on its way
+    assert buffer.passed_ns() == T0  # the back camera's picture of T0 + 40 ms may be on its way
     buffer.add_image("back", T0 + 40 * MS, flat(1))
-    assert buffer.ready_stamp_ns() == T0 + 40 * MS
+    assert buffer.passed_ns() == T0 + 40 * MS
     for k in range(2, 12):
         buffer.add_image("front", T0 + 40 * k * MS, flat(1))
         buffer.add_state(T0 + (40 * k + 5) * MS, state(0))
-    assert buffer.ready_stamp_ns() == T0 + 440 * MS
+    assert buffer.passed_ns() == T0 + 440 * MS
+
+
+def test_a_tick_waits_for_every_source_and_then_looks_at_images_of_its_time() -> None:
+    buffer = ObservationBuffer(CONTRACT, ["front", "back"])
+    assert buffer.look_stamp(T0) == (None, "a state (topic `state`)")
+    buffer.add_state(T0, state(0))
+    assert buffer.look_stamp(T0) == (None, "at least one image (front missing; back missing)")
+    buffer.add_image("front", T0 - 30 * MS, flat(1))
+    buffer.add_image("back", T0 - 10 * MS, flat(1))
+    assert buffer.look_stamp(T0) == (None, "samples of every source (the last is 0.03 s behind)")
+    buffer.add_image("front", T0 + 10 * MS, flat(1))
+    buffer.add_image("back", T0 + 30 * MS, flat(1))
+    buffer.add_state(T0 + 35 * MS, state(0))
+    assert buffer.look_stamp(T0) == (T0 - 10 * MS, "")
+    # Whatever comes later does not change the answer.
+    buffer.add_image("front", T0 + 50 * MS, flat(1))
+    assert buffer.look_stamp(T0) == (T0 - 10 * MS, "")
+    # Joined after the tick: the newest that all have passed.
+    late = ObservationBuffer(CONTRACT, ["front"])
+    late.add_state(T0, state(0))
+    late.add_image("front", T0, flat(1))
+    assert late.look_stamp(T0 - 100 * MS) == (T0, "")
+
+
+def test_a_sample_said_again_changes_nothing() -> None:
+    buffer = ObservationBuffer(CONTRACT, ["front"])
+    for level in (10, 90):
+        buffer.add_state(T0, state(level))
+        buffer.add_image("front", T0, flat(level))
+    observation = buffer.at(T0).observation
+    assert observation is not None and observation.state[0] == 10 and level_of(buffer, T0) == 10
 
 
 def test_the_same_stamp_gives_the_same_observation() -> None:
@@ -159,7 +190,7 @@ def test_a_clock_that_jumps_back_starts_afresh() -> None:
     buffer.add_image("front", T0, flat(1))
     buffer.add_state(10 * MS, state(7))
     buffer.add_image("front", 10 * MS, flat(70))
-    assert buffer.ready_stamp_ns() == 10 * MS
+    assert buffer.passed_ns() == 10 * MS
     assert level_of(buffer, 10 * MS) == 70
 
 

@@ -47,8 +47,8 @@ def test_twenty_chunks_follow_the_subtask(graph: Any, robot: Any, start: Any, po
         np.testing.assert_allclose(chunk.actions[:, 3] - robot.state[3], rate * np.arange(1, 51), atol=1e-6)
     stamps = np.array([stamp_to_ns(message.header.stamp) for message in chunks])
     assert set(stamps % (2 * STEP_NS)) == {0}  # stamps of images
-    # One chunk for every period of 0.4 s simulated, from the newest images at its beginning.
-    assert np.median(np.diff(stamps)) == 20 * STEP_NS
+    # One chunk for every period of 0.4 s simulated, from the images of its beginning, however slow the machine is.
+    assert np.median(np.diff(stamps)) == 20 * STEP_NS and set(stamps[2:] % (20 * STEP_NS)) == {0}
     assert set(stamps) <= {seen.stamp_ns for seen in policy.seen}
 
 
@@ -101,7 +101,7 @@ def test_expert_alone_waits_and_says_for_what(graph: Any, robot: Any, start: Any
     planner = graph.mouth(String, topics.SUBTASK)
     planner.publish(String(data="pick"))
     robot.silent = set(CONTRACT.cameras)
-    blind = "a state and at least one image (front missing; left_wrist missing; right_wrist missing)"
+    blind = "at least one image (front missing; left_wrist missing; right_wrist missing)"
     graph.until(lambda: node.health.troubles.get("waiting for") == blind)
     robot.silent = {"left_wrist"}
     graph.until(lambda: len(chunks) >= 2)
@@ -124,7 +124,7 @@ def test_state_that_stops_stops_the_chunks(graph: Any, robot: Any, start: Any) -
     graph.mouth(String, topics.SUBTASK).publish(String(data="pick"))
     graph.until(lambda: len(chunks) >= 2)
     robot.silent = {"state"}
-    graph.until(lambda: "a fresh observation" in node.health.troubles.get("waiting for", ""))
+    graph.until(lambda: "samples of every source" in node.health.troubles.get("waiting for", ""))
     newest = stamp_to_ns(chunks[-1].header.stamp)
     since_ns = robot.now_ns
     graph.until(lambda: robot.now_ns > since_ns + 100 * STEP_NS)
