@@ -126,7 +126,16 @@ class ObservationBuffer:
             oldest = tick_ns - round(self.config.image_max_age_s * NS)
             stamps = [entry[0] for h in living if (entry := h.at(tick_ns)) is not None and entry[0] >= oldest]
             late = [entry[0] for h in living if (entry := h.at(passed)) is not None]
-            return max(stamps or late or [passed]), ""
+            for stamp_ns in (*sorted(stamps, reverse=True), *sorted(late, reverse=True), newest):
+                if self._usable(stamp_ns, living):
+                    return stamp_ns, ""
+            return None, "a state and an image of the same time"
+
+    def _usable(self, stamp_ns: int, living: Sequence["_History[_Picture]"]) -> bool:
+        config = self.config
+        if _why_not(self._states.at(stamp_ns), stamp_ns, config.state_max_age_s):
+            return False
+        return any(not _why_not(h.at(stamp_ns), stamp_ns, config.image_max_age_s) for h in living)
 
     def _living(self, state_ns: int) -> list["_History[_Picture]"]:
         oldest = state_ns - round(self.config.image_max_age_s * NS)

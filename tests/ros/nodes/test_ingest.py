@@ -144,6 +144,7 @@ def test_the_living_are_waited_for_and_the_dead_are_not() -> None:
 def test_a_tick_waits_for_every_source_and_then_looks_at_images_of_its_time() -> None:
     buffer = ObservationBuffer(CONTRACT, ["front", "back"])
     assert buffer.look_stamp(T0) == (None, "a state (topic `state`)")
+    buffer.add_state(T0 - 20 * MS, state(0))
     buffer.add_state(T0, state(0))
     assert buffer.look_stamp(T0) == (None, "at least one image (front missing; back missing)")
     buffer.add_image("front", T0 - 30 * MS, flat(1))
@@ -161,6 +162,16 @@ def test_a_tick_waits_for_every_source_and_then_looks_at_images_of_its_time() ->
     late.add_state(T0, state(0))
     late.add_image("front", T0, flat(1))
     assert late.look_stamp(T0 - 100 * MS) == (T0, "")
+    # Joined while simulated time stands still: one image, and one state that is newer.
+    still = ObservationBuffer(CONTRACT, ["front"])
+    still.add_image("front", T0, flat(1))
+    still.add_state(T0 + 20 * MS, state(0))
+    assert still.look_stamp(T0 - 100 * MS) == (T0 + 20 * MS, "")
+    assert still.at(T0 + 20 * MS).observation is not None
+    ahead = ObservationBuffer(CONTRACT, ["front"])
+    ahead.add_image("front", T0 + 20 * MS, flat(1))
+    ahead.add_state(T0, state(0))
+    assert ahead.look_stamp(T0 - 100 * MS) == (None, "a state and an image of the same time")
 
 
 def test_a_sample_said_again_changes_nothing() -> None:
