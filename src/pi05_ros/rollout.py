@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pi05_model.observation import Observation, Policy
 from pi05_ros.contract import Contract
-from pi05_ros.control.chunk import Chunk
 from pi05_ros.control.assembly import assemble_controller
+from pi05_ros.control.chunk import Chunk
 from pi05_ros.expert.expert import ScriptedExpert
 from pi05_ros.messages import decode_jpeg, encode_jpeg
 from pi05_ros.sim.simulator import Simulator

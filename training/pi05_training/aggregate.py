@@ -46,7 +46,7 @@ class AggregateConfig:
     """Share of the episodes whose task names one object."""
     other_label_share: float = 0.2
     """Share of the labels that answer for a subtask drawn at random."""
-    time_limit_s: float = 40.0
+    time_limit_s: float = 30.0
     """Simulated length after which an episode ends."""
     seconds: float = float("inf")
     """Wall time after which workers stop."""

@@ -9,8 +9,10 @@ import copy
 import dataclasses
 import json
 import math
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,10 +91,10 @@ class TrainConfig:
 
 
 class EpisodeSource:
-    """Feeds a buffer with the episodes of a folder, each once, in name order."""
+    """The episodes of a folder, each once, in name order."""
 
-    def __init__(self, config: TrainConfig, cameras: tuple[str, ...], size: tuple[int, int]) -> None:
-        self._config, self._cameras, self._size = config, cameras, size
+    def __init__(self, root: Path, cameras: tuple[str, ...], size: tuple[int, int]) -> None:
+        self._root, self._cameras, self._size = root, cameras, size
         self._seen: set[Path] = set()
 
     @property
@@ -100,18 +102,30 @@ class EpisodeSource:
         """Episodes read so far."""
         return len(self._seen)
 
-    def new(self, most: int | None = None) -> Iterator[SampleBatch]:
-        """Yield episodes that have not been read, at most so many.
+    def new(self) -> Iterator[SampleBatch]:
+        """Yield the episodes that have not been read.
 
         Raises:
             FileNotFoundError: the folder does not exist.
         """
-        if not self._config.data_root.is_dir():
-            raise FileNotFoundError(f"{self._config.data_root}: no such folder; collect episodes first")
-        fresh = sorted(path for path in self._config.data_root.glob("episode_*.npz") if path not in self._seen)
-        for path in fresh[:most]:
+        if not self._root.is_dir():
+            raise FileNotFoundError(f"{self._root}: no such folder; collect episodes first")
+        for path in sorted(path for path in self._root.glob("episode_*.npz") if path not in self._seen):
             self._seen.add(path)
             yield read_samples(path, self._cameras, self._size)
+
+    def watch(self, prepare: Callable[[SampleBatch], Columns], most: int = 8) -> "queue.Queue[Columns]":
+        """Read and prepare episodes as they appear, in a thread of its own; return the queue they arrive in."""
+        arrived: queue.Queue[Columns] = queue.Queue(most)
+
+        def run() -> None:
+            while True:
+                for episode in self.new():
+                    arrived.put(prepare(episode))
+                time.sleep(0.5)
+
+        threading.Thread(target=run, daemon=True, name="episodes").start()
+        return arrived
 
 
 def compute_stats(episodes: list[SampleBatch]) -> dict[str, NormStats]:
@@ -162,7 +176,7 @@ class Trainer:
         self.device = torch.device(config.device)
         self._model_config = load_checkpoint(config.init).config if config.init else self._preset()
         size = (contract.image.height, contract.image.width)
-        self.source = EpisodeSource(config, self._model_config.cameras, size)
+        self.source = EpisodeSource(config.data_root, self._model_config.cameras, size)
         self.buffer = SampleBuffer(config.capacity, self.device)
         first = self._first_episodes()
         stats, tokenizer = compute_stats(first), PolicyTokenizer.default()
@@ -177,7 +191,7 @@ class Trainer:
         self.stats, self.tokenizer = stats, tokenizer
         self._subtasks: set[str] = set()
         for episode in first:
-            self._take(episode)
+            self.buffer.add(self._prepare(episode))
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = self._optimizer()
 
@@ -191,14 +205,14 @@ class Trainer:
         config.out.mkdir(parents=True, exist_ok=True)
         forward = torch.compile(self.model) if config.compile else self.model
         generator = torch.Generator().manual_seed(config.seed)
+        arrivals = self.source.watch(self._prepare) if config.watch else None
         started, saved = time.monotonic(), config.out
         for step in range(config.steps):
             elapsed = time.monotonic() - started
             if elapsed > config.seconds:
                 break
-            if config.watch:
-                for episode in self.source.new(most=1):
-                    self._take(episode)
+            while arrivals is not None and not arrivals.empty():
+                self.buffer.add(arrivals.get())
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, elapsed)
             losses = self._step(forward, self.buffer.draw(config.batch_size, generator), step)
@@ -244,7 +258,7 @@ class Trainer:
             ours, theirs = list(self.average.parameters()), list(self.model.parameters())
             torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
-    def _take(self, episode: SampleBatch) -> None:
+    def _prepare(self, episode: SampleBatch) -> Columns:
         self._subtasks |= {*episode.subtask, *episode.planner_target}
         batch = self.preprocessor.train_batch(
             images=torch.from_numpy(episode.images),
@@ -256,7 +270,7 @@ class Trainer:
             actions=episode.actions,
         )
         prompt, answer = self._model_config.max_prompt_tokens, self._model_config.max_subtask_tokens
-        self.buffer.add(pack(batch, planner_tokens=prompt + answer, expert_tokens=prompt))
+        return pack(batch, planner_tokens=prompt + answer, expert_tokens=prompt)
 
     def _first_episodes(self) -> list[SampleBatch]:
         episodes = list(self.source.new())
