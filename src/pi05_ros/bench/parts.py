@@ -18,10 +18,10 @@ SUBTASK, TASK = "pick up the red cube with the left arm", "clear the table"
 
 def observations(contract: Contract, seed: int = 0) -> Iterator[Observation]:
     """Yield observations of noise, each with a new stamp, so that nothing is reused from the one before."""
-    rng = np.random.default_rng(seed)
     size = (contract.image.height, contract.image.width, 3)
+    noise = np.random.default_rng(seed).integers(0, 255, size).astype(np.uint8)
+    images = {camera.model_key: noise for camera in contract.cameras.values()}
     for index in count():
-        images = {c.model_key: rng.integers(0, 255, size).astype(np.uint8) for c in contract.cameras.values()}
         yield Observation(index, images, np.zeros(contract.dim))
 
 

@@ -134,7 +134,8 @@ class DemoListener:
         for status in message.status:
             self.log.rounds[status.name] += 1
             self.log.diagnostics[status.name] = {pair.key: pair.value for pair in status.values}
-            if status.level != b"\x00":
+            # Until the first chunk the nodes wait for each other, and say so.
+            if status.level != b"\x00" and self.log.chunks:
                 self.log.warn(f"{status.name}: {status.message}")
 
     def _camera_callback(self, name: str) -> Callable[[Any], None]:
