@@ -79,6 +79,8 @@ class Pi05Config:
         expert_cameras: the ones that the action expert sees.
         insulate: keep the flow loss out of the VLM (knowledge insulation, arXiv 2505.23705).
         clip_state: clip the prompt's state bins to 0..255. openpi and lerobot do not.
+        relative_entries: entries of the action that the network says relative to the state of the observation
+            (openpi's delta actions); the others, such as grippers and velocities, are said as they are.
         state_in_prompt: False for checkpoints trained without the state (openpi's pi05_libero).
     """
 
@@ -97,6 +99,7 @@ class Pi05Config:
     insulate: bool = True
     clip_state: bool = True
     state_in_prompt: bool = True
+    relative_entries: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("depth", "heads", "kv_heads", "head_dim"):
@@ -127,7 +130,7 @@ class Pi05Config:
         try:
             for name, part in (("vision", VisionConfig), ("vlm", GemmaConfig), ("expert", GemmaConfig)):
                 parts[name] = part(**parts[name])
-            for name in ("cameras", "expert_cameras"):
+            for name in ("cameras", "expert_cameras", "relative_entries"):
                 if name in parts:
                     parts[name] = tuple(parts[name])
             return cls(**parts)
@@ -147,15 +150,14 @@ def _base() -> Pi05Config:
 def _tiny() -> Pi05Config:
     """Return the size that runs in real time on two CPU cores.
 
-    Multiplications decide. A chunk takes about 0.8 G of them for the vision of three cameras, 0.5 G for the prefix and
-    0.8 G for ten steps of the expert, so the expert is narrow and its heads are small. Vision is not starved: it keeps
-    a third of the weights, and a convolutional stem at 56 x 56 stands before the 28-pixel patches, because grasping
-    needs edges to a fraction of a patch.
+    Multiplications decide, in training as on the robot. Vision is not starved: a convolutional stem at 56 x 56 stands
+    before the 28-pixel patches, because grasping needs edges to a fraction of a patch. Most weights are where they
+    cost least: in the expert, which runs over 50 tokens, and in its modulations, which are computed once per step.
     """
     return Pi05Config(
-        vision=VisionConfig(width=256, depth=4, mlp_dim=1024, heads=4, patch=28, stem_channels=32),
-        vlm=GemmaConfig(width=256, depth=4, mlp_dim=768, heads=4, kv_heads=1, head_dim=48),
-        expert=GemmaConfig(width=192, depth=4, mlp_dim=384, heads=4, kv_heads=1, head_dim=48),
+        vision=VisionConfig(width=144, depth=3, mlp_dim=432, heads=4, patch=28, stem_channels=32),
+        vlm=GemmaConfig(width=128, depth=4, mlp_dim=384, heads=4, kv_heads=1, head_dim=32),
+        expert=GemmaConfig(width=192, depth=4, mlp_dim=512, heads=4, kv_heads=1, head_dim=32),
         vocab_size=5120,
         max_prompt_tokens=64,
         max_subtask_tokens=16,

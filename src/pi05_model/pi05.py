@@ -174,14 +174,21 @@ class Pi05(nn.Module):
         count = real_BS.sum().clamp(min=1)
         return (losses_BS * real_BS).sum() / count, hits_BS.sum() / count
 
-    def flow_loss(self, prefix: Prefix, batch: TrainBatch, insulate: bool, noise_BHA: Tensor, time_B: Tensor) -> Tensor:
-        """Return squared velocity errors [B, H, A]; with `insulate` no gradient reaches what made `prefix`."""
+    def flow_loss(
+        self, prefix: Prefix, actions_BHA: Tensor, insulate: bool, noise_RHA: Tensor, time_R: Tensor
+    ) -> Tensor:
+        """Return squared velocity errors [R, H, A]; with `insulate` no gradient reaches what made `prefix`.
+
+        R is a multiple of B: noise and time may be drawn several times for one prefix, which costs most of the work.
+        """
         # Insulated keys and values need no history at all, which saves the VLM's backward pass.
         with torch.no_grad() if insulate else nullcontext():
             cache = self.prefix_keys_values(prefix)
-        noisy, target = interpolate(noise_BHA, batch.actions, time_B)
-        place = self.suffix_place(prefix.valid, noisy.shape[1])
-        predicted = self.velocity(noisy, self.time_modulations(time_B), cache, place)
+        draws = len(time_R) // len(actions_BHA)
+        noisy, target = interpolate(noise_RHA, actions_BHA.repeat(draws, 1, 1), time_R)
+        place = self.suffix_place(prefix.valid.repeat(draws, 1), noisy.shape[1])
+        cache = [KeyValues(kv.key.repeat(draws, 1, 1, 1), kv.value.repeat(draws, 1, 1, 1)) for kv in cache]
+        predicted = self.velocity(noisy, self.time_modulations(time_R), cache, place)
         return (predicted - target).square()
 
     def losses(
@@ -191,6 +198,7 @@ class Pi05(nn.Module):
         insulate: bool | None = None,
         noise: Tensor | None = None,
         time: Tensor | None = None,
+        draws: int = 1,
     ) -> dict[str, Tensor]:
         """Return scalar losses: total = text + alpha * flow.
 
@@ -198,8 +206,9 @@ class Pi05(nn.Module):
             batch: what to learn from.
             alpha: weight of the flow loss; 0 leaves the action expert out (pre-training).
             insulate: keep the flow loss out of the VLM; by default what the configuration says.
-            noise: [B, H, A], drawn from a standard normal distribution by default.
-            time: [B] flow times, drawn by `flow.sample_time` by default.
+            noise: [draws * B, H, A], drawn from a standard normal distribution by default.
+            time: [draws * B] flow times, drawn by `flow.sample_time` by default.
+            draws: noises and times per sample.
 
         Returns:
             "total", "text", "flow" (mean over real action dimensions and steps), "token_accuracy".
@@ -207,17 +216,21 @@ class Pi05(nn.Module):
         insulate = self.config.insulate if insulate is None else insulate
         zero = torch.zeros((), device=batch.actions.device)
         text, flow, accuracy = zero, zero, zero
-        features = self.encode_images(batch.images)
-        if batch.planner is not None:
-            prefix = self.embed_prefix(features, batch.image_mask, batch.planner)
+        seen = [self.config.cameras.index(key) for key in self.config.expert_cameras]
+        if batch.planner is None:
+            features = self.encode_images(batch.images[:, seen])
+        else:
+            everything = self.encode_images(batch.images)
+            prefix = self.embed_prefix(everything, batch.image_mask, batch.planner)
             text, accuracy = self.text_loss(prefix, batch.planner)
+            features = everything[:, seen]
         if alpha != 0:
-            seen = [self.config.cameras.index(key) for key in self.config.expert_cameras]
-            prefix = self.embed_prefix(features[:, seen], batch.image_mask[:, seen], batch.expert)
-            noise = torch.randn_like(batch.actions) if noise is None else noise
-            time = sample_time(len(batch.actions), batch.actions.device) if time is None else time
-            errors = self.flow_loss(prefix, batch, insulate, noise, time)
-            flow = (errors * batch.action_mask).sum() / batch.action_mask.sum().clamp(min=1)
+            prefix = self.embed_prefix(features, batch.image_mask[:, seen], batch.expert)
+            noise = torch.randn_like(batch.actions.repeat(draws, 1, 1)) if noise is None else noise
+            time = sample_time(draws * len(batch.actions), batch.actions.device) if time is None else time
+            errors = self.flow_loss(prefix, batch.actions, insulate, noise, time)
+            mask = batch.action_mask.repeat(draws, 1, 1)
+            flow = (errors * mask).sum() / mask.sum().clamp(min=1)
         return {"total": text + alpha * flow, "text": text, "flow": flow, "token_accuracy": accuracy}
 
     forward = losses

@@ -153,7 +153,7 @@ class Pi05Policy:
         device = self._engine.model.device
         inputs = ModelInput(None, mask, text, features).to(device)
         chunk = self._engine.sample_actions(inputs, start[None].float().to(device), self.steps, self.solver)
-        return self.preprocessor.unnormalise_actions(chunk[0])
+        return self.preprocessor.physical_actions(chunk[0], observation.state)
 
     def warm_up(self) -> None:
         """Run both calls once on black images, so that the first real one is as quick as the rest."""

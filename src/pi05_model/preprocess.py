@@ -133,7 +133,8 @@ class Preprocessor:
         expected = (len(subtasks), len(self.config.cameras), 3, self.config.image_size, self.config.image_size)
         if tuple(images.shape) != expected:
             raise ValueError(f"images are {tuple(images.shape)}, expected {expected} or the same with channels last")
-        padded, mask = self._actions(torch.as_tensor(actions, dtype=torch.float64), action_is_pad)
+        relative = self.relative(np.asarray(actions, dtype=np.float64), states)
+        padded, mask = self._actions(torch.from_numpy(relative), action_is_pad)
         batch = TrainBatch(
             images=images,
             image_mask=torch.as_tensor(image_mask, dtype=torch.bool),
@@ -144,9 +145,19 @@ class Preprocessor:
         )
         return batch.to(device)
 
-    def unnormalise_actions(self, actions: Tensor) -> NDArray[np.float32]:
-        """Return the real dimensions [..., D] of normalised actions [..., A] in physical units."""
-        return self.stats["actions"].unnormalise(actions[..., : self.action_dim].cpu().numpy()).astype(np.float32)
+    def relative(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float64]:
+        """Return actions [..., H, D], relative entries less the state [..., D]; the statistics are of these."""
+        return relative_actions(actions, states, self.config.relative_entries)
+
+    def physical_actions(self, actions: Tensor, states: ArrayLike) -> NDArray[np.float32]:
+        """Return the real dimensions [..., H, D] of normalised actions [..., H, A] in physical units.
+
+        Args:
+            actions: what the network says.
+            states: [..., D] at the observations that it was said for.
+        """
+        real = self.stats["actions"].unnormalise(actions[..., : self.action_dim].cpu().numpy())
+        return relative_actions(real, states, self.config.relative_entries, sign=1.0).astype(np.float32)
 
     def _actions(self, actions_BHD: Tensor, is_pad: ArrayLike | Tensor | None) -> tuple[Tensor, Tensor]:
         batch, horizon, dim = actions_BHD.shape
@@ -201,6 +212,16 @@ class Preprocessor:
         if not self.truncated:
             warnings.warn(message + "; further cuts are only counted", stacklevel=2)
         self.truncated += 1
+
+
+def relative_actions(
+    actions: ArrayLike, states: ArrayLike, entries: Sequence[int], sign: float = -1.0
+) -> NDArray[np.float64]:
+    """Return actions [..., H, D] with the state [..., D] taken off (or, with sign 1, put back on) some entries."""
+    moved = np.array(actions, dtype=np.float64)
+    chosen = list(entries)
+    moved[..., chosen] += sign * np.asarray(states, dtype=np.float64)[..., None, chosen]
+    return moved
 
 
 def _states(observations: Sequence[Observation]) -> NDArray[np.float64]:

@@ -130,6 +130,11 @@ class Contract(_Strict):
         """Indices [3] of the base velocities in the vector."""
         return np.array([i for i, name in enumerate(self.names) if name not in self.joint_names])
 
+    @cached_property
+    def position_index(self) -> NDArray[np.intp]:
+        """Indices of the entries that are joint positions: neither grippers nor velocities."""
+        return np.array([i for group in self.vector if group.kind == "position" for i in self._where(group)])
+
     @property
     def step_s(self) -> float:
         """Duration of one action step [s]."""
@@ -141,11 +146,10 @@ class Contract(_Strict):
         Raises:
             KeyError: unknown group; the message lists the valid ones.
         """
-        start = 0
         for candidate in self.vector:
             if candidate.group == group:
-                return slice(start, start + len(candidate.names))
-            start += len(candidate.names)
+                where = self._where(candidate)
+                return slice(where.start, where.stop)
         raise KeyError(f"no group {group!r} in the contract; groups: {', '.join(g.group for g in self.vector)}")
 
     def cameras_of(self, part: Part) -> tuple[str, ...]:
@@ -165,6 +169,10 @@ class Contract(_Strict):
         vector[..., self.joint_index] = (joints - offset) / scale
         vector[..., self.base_index] = base_twist
         return vector
+
+    def _where(self, group: Group) -> range:
+        start = self.names.index(group.names[0])
+        return range(start, start + len(group.names))
 
     @cached_property
     def _joint_affine(self) -> tuple[Array, Array]:

@@ -79,7 +79,7 @@ def test_flow_loss_counts_real_steps_and_dimensions_alone(model: Pi05, batch: Tr
     with torch.no_grad():
         features = model.encode_images(batch.images)
         prefix = model.embed_prefix(features[:, :3], batch.image_mask[:, :3], batch.expert)
-        errors = model.flow_loss(prefix, batch, True, given["noise"], given["time"])
+        errors = model.flow_loss(prefix, batch.actions, True, given["noise"], given["time"])
         torch.testing.assert_close(model.losses(batch, **given)["flow"], errors[batch.action_mask].mean())
     assert not torch.isclose(errors.mean(), errors[batch.action_mask].mean())
 

@@ -107,7 +107,7 @@ def test_actions_are_padded_and_masked(preprocessor: Preprocessor) -> None:
     batch = preprocessor.train_batch(images, np.ones((1, 4), bool), np.zeros((1, DIM)), None, ["stop"], actions, is_pad)
     assert batch.actions.shape == (1, 50, 32) and (batch.actions[..., DIM:] == 0).all()
     assert batch.action_mask[0, :40, :DIM].all() and batch.action_mask.sum() == 40 * DIM
-    np.testing.assert_allclose(preprocessor.unnormalise_actions(batch.actions), actions, atol=1e-5)
+    np.testing.assert_allclose(preprocessor.physical_actions(batch.actions, np.zeros((1, DIM))), actions, atol=1e-5)
     assert batch.images.dtype == torch.uint8
 
 

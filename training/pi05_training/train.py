@@ -26,7 +26,7 @@ from pi05_model.checkpoint import load_checkpoint, save_checkpoint
 from pi05_model.config import PRESETS, Pi05Config
 from pi05_model.normalize import NormStats
 from pi05_model.pi05 import Pi05
-from pi05_model.preprocess import Preprocessor
+from pi05_model.preprocess import Preprocessor, relative_actions
 from pi05_model.tokenizer import PolicyTokenizer
 from pi05_ros.contract import Contract, load_contract
 from pi05_training.augment import augment_images
@@ -62,6 +62,14 @@ class TrainConfig:
     """Largest gradient norm."""
     ema_decay: float = 0.999
     """Decay of the averaged weights that are saved."""
+    planner_every: int = 4
+    """Steps between two that train the planner too: it learns from far fewer samples than the action expert."""
+    draws: int = 2
+    """Noises and flow times per sample."""
+    bf16: bool = True
+    """Compute in bfloat16 (weights stay float32)."""
+    relative: bool = True
+    """Say joint targets relative to the state of the observation."""
     alpha: float = 10.0
     """Weight of the flow-matching loss."""
     insulate: bool = True
@@ -128,10 +136,10 @@ class EpisodeSource:
         return arrived
 
 
-def compute_stats(episodes: list[SampleBatch]) -> dict[str, NormStats]:
-    """Compute the statistics that normalise state and actions."""
+def compute_stats(episodes: list[SampleBatch], relative_entries: tuple[int, ...]) -> dict[str, NormStats]:
+    """Compute the statistics that normalise state and (relative) actions."""
     states = np.concatenate([episode.state for episode in episodes]).astype(np.float64)
-    actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
+    actions = np.concatenate([relative_actions(e.actions, e.state, relative_entries) for e in episodes])
     return {
         "state": NormStats.from_samples(states),
         "actions": NormStats.from_samples(actions.reshape(-1, actions.shape[-1])),
@@ -179,8 +187,9 @@ class Trainer:
         self.source = EpisodeSource(config.data_root, self._model_config.cameras, size)
         self.buffer = SampleBuffer(config.capacity, self.device)
         first = self._first_episodes()
-        stats, tokenizer = compute_stats(first), PolicyTokenizer.default()
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        stats = compute_stats(first, self._model_config.relative_entries)
+        tokenizer = PolicyTokenizer.default()
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
         if config.init:
             loaded = load_checkpoint(config.init)
             stats, tokenizer = loaded.stats, loaded.tokenizer
@@ -242,7 +251,10 @@ class Trainer:
         config = self.config
         if config.augment:
             rows["images"] = augment_images(rows["images"])
-        losses: dict[str, Tensor] = forward(unpack(rows), alpha=config.alpha, insulate=config.insulate)
+        batch = unpack(rows)
+        if step % config.planner_every:
+            batch = dataclasses.replace(batch, planner=None)
+        losses: dict[str, Tensor] = forward(batch, alpha=config.alpha, insulate=config.insulate, draws=config.draws)
         if not torch.isfinite(losses["total"]):
             raise FloatingPointError(f"step {step}: the loss is {losses['total'].item()}; lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
@@ -284,7 +296,8 @@ class Trainer:
     def _preset(self) -> Pi05Config:
         if self.config.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.config.preset!r}; presets: {', '.join(PRESETS)}")
-        return PRESETS[self.config.preset]
+        relative = tuple(int(i) for i in self.contract.position_index) if self.config.relative else ()
+        return dataclasses.replace(PRESETS[self.config.preset], relative_entries=relative)
 
     def _optimizer(self) -> torch.optim.AdamW:
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
