@@ -20,7 +20,7 @@ def write(tmp_path: Path, edit: dict[str, object]) -> Path:
 def test_order_is_the_designs() -> None:
     contract = load_contract()
     assert contract.dim == 18
-    assert contract.names[:7] == tuple(f"left_joint{i}" for i in range(1, 7)) + ("left_gripper",)
+    assert contract.names[:7] == (*tuple(f"left_joint{i}" for i in range(1, 7)), "left_gripper")
     assert contract.names[14:] == ("torso_lift", "base_vx", "base_vy", "base_wz")
     assert contract.cameras_of("expert") == ("front", "left_wrist", "right_wrist")
     assert contract.cameras_of("planner") == ("front", "left_wrist", "right_wrist", "back")
@@ -61,5 +61,5 @@ def test_unreadable_file(tmp_path: Path) -> None:
 
 
 def test_unknown_group_lists_the_valid_ones() -> None:
-    with pytest.raises(KeyError, match="no group 'leg'.*left_arm, left_gripper"):
+    with pytest.raises(KeyError, match=r"no group 'leg'.*left_arm, left_gripper"):
         load_contract().slice("leg")

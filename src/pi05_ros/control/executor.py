@@ -5,7 +5,7 @@ from the measured position and ends in a hold of the measured position. A refuse
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -22,8 +22,10 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-class State(StrEnum):
+class State(str, Enum):
     """What the reference does."""
+
+    __str__ = str.__str__  # its value, in every Python
 
     IDLE = "idle"
     TRACKING = "tracking"
@@ -31,8 +33,10 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-class Reason(StrEnum):
+class Reason(str, Enum):
     """Why a chunk was refused."""
+
+    __str__ = str.__str__  # its value, in every Python
 
     NOT_FINITE = "not_finite"
     WRONG_NAMES = "wrong_names"

@@ -6,7 +6,7 @@ no emergency stop.
 """
 
 import time
-from enum import StrEnum
+from enum import Enum
 from threading import Lock
 from typing import Any
 
@@ -34,8 +34,10 @@ from pi05_ros.control.stats import ControllerStats
 Array = NDArray[np.float64]
 
 
-class Latch(StrEnum):
+class Latch(str, Enum):
     """Why the software stop is latched."""
+
+    __str__ = str.__str__  # its value, in every Python
 
     STOP_CALLED = "stop_called"
     TRACKING_ERROR = "tracking_error"
