@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TextIO
 
-INTERRUPT_S, TERMINATE_S = 2.5, 4.0  # from the start of the end until SIGTERM, until SIGKILL
+TERM_S, KILL_S = 2.5, 4.0  # from the start of the end until SIGTERM, until SIGKILL
+REAP_S = 0.5  # what a killed process may take to vanish
 
 # Reads "+pgid" and "-pgid" lines; at end of file it ends the groups that are left. Deliberately imports no package.
 _GUARDIAN = """
@@ -133,7 +134,7 @@ class Supervisor:
     def stop(self) -> None:
         """End every process: SIGINT, then SIGTERM, then SIGKILL; returns within 5 s with none left."""
         begin = time.monotonic()
-        steps = [(signal.SIGINT, INTERRUPT_S), (signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, TERMINATE_S + 0.5)]
+        steps = [(signal.SIGINT, TERM_S), (signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S + REAP_S)]
         for number, until_s in steps:
             running = [child for child in self._children if child.process is not None]
             for child in running:
@@ -233,7 +234,7 @@ class Supervisor:
 
 
 def _start_guardian() -> "subprocess.Popen[bytes]":
-    source = _GUARDIAN.format(interrupt=INTERRUPT_S, terminate=TERMINATE_S - INTERRUPT_S)
+    source = _GUARDIAN.format(interrupt=TERM_S, terminate=KILL_S - TERM_S)
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", source],
         stdin=subprocess.PIPE,

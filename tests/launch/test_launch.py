@@ -122,7 +122,6 @@ def test_started_by_launch_and_ended_by_one_sigint() -> None:
     finally:
         process.kill()
     assert not [node for node in nodes if node.is_running()]
-    assert sum("process has finished cleanly" in line for line in lines) == 3, "".join(lines)
 
 
 def wait_for(predicate: Any, lines: list[str], seconds: float = 120.0) -> None:

@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from array import array
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from std_msgs.msg import String
 
 from pi05_ros import topics
 from pi05_ros.control.hardware import Array, JointReading
-from pi05_ros.messages import Pixels, encode_jpeg, set_stamp
+from pi05_ros.messages import Pixels, encode_jpeg, fill_compressed, set_stamp
 from pi05_ros.nodes.base import BaseNode
 from pi05_ros.qos import REPORT
 from pi05_ros.sim.truth import WORLD, world_to_json
@@ -83,9 +82,7 @@ class SimSensors:
         while (look := self._looks.get()) is not None:
             stamp_ns, images = look
             for name, pixels in images.items():
-                message = CompressedImage(format="jpeg")
-                set_stamp(message.header.stamp, stamp_ns)
-                message.header.frame_id = self._contract.cameras[name].frame
-                message.data = array("B", encode_jpeg(pixels, quality))
+                frame, jpeg = self._contract.cameras[name].frame, encode_jpeg(pixels, quality)
+                message = fill_compressed(CompressedImage(), stamp_ns, frame, jpeg)
                 self._images[name].publish(message)
                 self.frames[name] += 1

@@ -11,6 +11,9 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
+from pi05_ros.graph import PROFILE
+from pi05_ros.paths import share_file
+
 
 class Ros:
     """Nodes in one context and executor; `until` spins them."""
@@ -56,6 +59,7 @@ class Ros:
 @pytest.fixture(scope="session")
 def domain() -> int:
     """A DDS domain of this test run."""
+    os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(share_file(PROFILE)))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     return int(os.environ.get("ROS_DOMAIN_ID") or os.getpid() % 100 + 1)
 
