@@ -108,6 +108,7 @@ class Outcome:
         seconds: simulated duration.
         subtasks: (time [s], text) at each change.
         refused: chunks refused by the controller, by reason.
+        stopped: why the controller's software stop latched, which ends the episode; "" if it did not.
         cleared, objects: objects in the bin at the end, and in the scene.
     """
 
@@ -115,6 +116,7 @@ class Outcome:
     seconds: float = 0.0
     subtasks: list[tuple[float, str]] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
+    stopped: str = ""
     cleared: int = 0
     objects: int = 0
 
@@ -171,7 +173,8 @@ class Rollout:
                 pending.append(Chunk(look.stamp_ns, self.contract.names, actions))
             self._advance(config.look_period_s, pending)
             outcome.success = task_success(sim.snapshot(), task)
-            if outcome.success:
+            outcome.stopped = str(self._controller.latch or "")
+            if outcome.success or outcome.stopped:
                 break
         world = sim.snapshot()
         outcome.seconds = (sim.time_ns - start_ns) / NS

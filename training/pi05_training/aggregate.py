@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pi05_ros.contract import Contract, load_contract
 from pi05_ros.expert.expert import ScriptedExpert, pickable
 from pi05_ros.rollout import Brain, ExpertBrain, Look, PolicyBrain, Rollout, RolloutConfig
+from pi05_ros.sim.scene import SceneConfig
 from pi05_ros.sim.tasks import CLEAR_TABLE, Subtask, put_text
 from pi05_ros.sim.world import WorldState
 from pi05_training.samples import Sample, write_samples
@@ -46,6 +47,8 @@ class AggregateConfig:
     """Share of the episodes whose task names one object."""
     other_label_share: float = 0.2
     """Share of the labels that answer for a subtask drawn at random."""
+    joint_noise: float = 0.02
+    """Standard deviation of the arms' starting posture [rad]."""
     time_limit_s: float = 30.0
     """Simulated length after which an episode ends."""
     seconds: float = float("inf")
@@ -81,7 +84,11 @@ def _work(config: AggregateConfig, counter: "multiprocessing.sharedctypes.Synchr
 
 
 class EpisodeCollector:
-    """Runs and labels episodes in this process."""
+    """Runs and labels episodes in this process.
+
+    Attributes:
+        rollout: the closed loop it uses.
+    """
 
     def __init__(self, config: AggregateConfig) -> None:
         from pi05_ros.sim.simulator import Simulator
@@ -90,7 +97,8 @@ class EpisodeCollector:
         self._contract = load_contract()
         self._expert = ScriptedExpert(self._contract)
         rollout_config = RolloutConfig(time_limit_s=config.time_limit_s)
-        self._rollout = Rollout(self._contract, Simulator(self._contract), rollout_config)
+        simulator = Simulator(self._contract, SceneConfig(joint_noise=config.joint_noise))
+        self.rollout = Rollout(self._contract, simulator, rollout_config)
         self._brain: Brain = ExpertBrain(self._expert)
         self._loaded: Path | None = None
 
@@ -102,7 +110,7 @@ class EpisodeCollector:
         disturb = Disturbance(self._contract, seed) if rng.random() < 0.7 else None
         task = self._choose_task(seed, rng)
         labeller.task = task
-        outcome = self._rollout.run(seed, task, brain, labeller, disturb)
+        outcome = self.rollout.run(seed, task, brain, labeller, disturb)
         who = "policy" if brain is self._brain and self._loaded else "expert"
         path = self._config.out / f"episode_{seed:07d}_{who}_{int(outcome.success)}.npz"
         write_samples(path, labeller.samples)
@@ -111,8 +119,8 @@ class EpisodeCollector:
     def _choose_task(self, seed: int, rng: random.Random) -> str:
         if rng.random() >= self._config.language_share:
             return CLEAR_TABLE
-        self._rollout.simulator.reset(seed)
-        return put_text(rng.choice(self._rollout.simulator.snapshot().objects).name)
+        self.rollout.simulator.reset(seed)
+        return put_text(rng.choice(self.rollout.simulator.snapshot().objects).name)
 
     def _choose_brain(self, rng: random.Random) -> Brain:
         latest = self._config.policy / "latest" if self._config.policy else None

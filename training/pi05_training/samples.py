@@ -75,6 +75,12 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     partial.rename(path)
 
 
+def read_labels(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Read states [N, D] and actions [N, H, D] of an episode without touching its images."""
+    with np.load(path) as data:
+        return data["state"], data["actions"]
+
+
 def read_samples(path: Path, cameras: Sequence[str], size: tuple[int, int]) -> SampleBatch:
     """Read an episode and decode its images.
 

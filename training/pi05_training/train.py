@@ -31,9 +31,10 @@ from pi05_model.tokenizer import PolicyTokenizer
 from pi05_ros.contract import Contract, load_contract
 from pi05_training.augment import augment_images
 from pi05_training.buffer import Columns, SampleBuffer
-from pi05_training.samples import SampleBatch, read_samples
+from pi05_training.samples import SampleBatch, read_labels, read_samples
 
 Mode = Literal["hierarchical"]
+Forward = Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,19 @@ class EpisodeSource:
         """Episodes read so far."""
         return len(self._seen)
 
-    def new(self) -> Iterator[SampleBatch]:
-        """Yield the episodes that have not been read.
+    def paths(self) -> list[Path]:
+        """List the episodes that are there.
 
         Raises:
             FileNotFoundError: the folder does not exist.
         """
         if not self._root.is_dir():
             raise FileNotFoundError(f"{self._root}: no such folder; collect episodes first")
-        for path in sorted(path for path in self._root.glob("episode_*.npz") if path not in self._seen):
+        return sorted(self._root.glob("episode_*.npz"))
+
+    def new(self) -> Iterator[SampleBatch]:
+        """Yield the episodes that have not been read."""
+        for path in [path for path in self.paths() if path not in self._seen]:
             self._seen.add(path)
             yield read_samples(path, self._cameras, self._size)
 
@@ -136,14 +141,13 @@ class EpisodeSource:
         return arrived
 
 
-def compute_stats(episodes: list[SampleBatch], relative_entries: tuple[int, ...]) -> dict[str, NormStats]:
-    """Compute the statistics that normalise state and (relative) actions."""
-    states = np.concatenate([episode.state for episode in episodes]).astype(np.float64)
-    actions = np.concatenate([relative_actions(e.actions, e.state, relative_entries) for e in episodes])
-    return {
-        "state": NormStats.from_samples(states),
-        "actions": NormStats.from_samples(actions.reshape(-1, actions.shape[-1])),
-    }
+def compute_stats(paths: list[Path], relative_entries: tuple[int, ...]) -> dict[str, NormStats]:
+    """Compute the statistics that normalise state and (relative) actions of some episodes."""
+    labels = [read_labels(path) for path in paths]
+    states = np.concatenate([state for state, _ in labels]).astype(np.float64)
+    actions = np.concatenate([relative_actions(actions, state, relative_entries) for state, actions in labels])
+    rows = actions.reshape(-1, actions.shape[-1])
+    return {"state": NormStats.from_samples(states), "actions": NormStats.from_samples(rows)}
 
 
 def learning_rate(config: TrainConfig, step: int, elapsed_s: float) -> float:
@@ -186,8 +190,7 @@ class Trainer:
         size = (contract.image.height, contract.image.width)
         self.source = EpisodeSource(config.data_root, self._model_config.cameras, size)
         self.buffer = SampleBuffer(config.capacity, self.device)
-        first = self._first_episodes()
-        stats = compute_stats(first, self._model_config.relative_entries)
+        stats = compute_stats(self._first_paths(), self._model_config.relative_entries)
         tokenizer = PolicyTokenizer.default()
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         if config.init:
@@ -199,7 +202,7 @@ class Trainer:
         self.preprocessor = Preprocessor(self._model_config, stats, tokenizer)
         self.stats, self.tokenizer = stats, tokenizer
         self._subtasks: set[str] = set()
-        for episode in first:
+        for episode in self.source.new():
             self.buffer.add(self._prepare(episode))
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = self._optimizer()
@@ -247,18 +250,18 @@ class Trainer:
         link.rename(self.config.out / "latest")
         return path
 
-    def _step(self, forward: "torch.nn.Module", rows: Columns, step: int) -> dict[str, Tensor]:
+    def _step(self, forward: Forward, rows: Columns, step: int) -> dict[str, Tensor]:
         config = self.config
         if config.augment:
             rows["images"] = augment_images(rows["images"])
         batch = unpack(rows)
         if step % config.planner_every:
             batch = dataclasses.replace(batch, planner=None)
-        losses: dict[str, Tensor] = forward(batch, alpha=config.alpha, insulate=config.insulate, draws=config.draws)
+        losses = forward(batch, alpha=config.alpha, insulate=config.insulate, draws=config.draws)
         if not torch.isfinite(losses["total"]):
             raise FloatingPointError(f"step {step}: the loss is {losses['total'].item()}; lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
+        torch.autograd.backward(losses["total"])
         losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         self._update_average(step)
@@ -267,7 +270,8 @@ class Trainer:
     def _update_average(self, step: int) -> None:
         decay = min(self.config.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
-            ours, theirs = list(self.average.parameters()), list(self.model.parameters())
+            ours: list[Tensor] = list(self.average.parameters())
+            theirs: list[Tensor] = list(self.model.parameters())
             torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
     def _prepare(self, episode: SampleBatch) -> Columns:
@@ -284,14 +288,13 @@ class Trainer:
         prompt, answer = self._model_config.max_prompt_tokens, self._model_config.max_subtask_tokens
         return pack(batch, planner_tokens=prompt + answer, expert_tokens=prompt)
 
-    def _first_episodes(self) -> list[SampleBatch]:
-        episodes = list(self.source.new())
-        while self.config.watch and len(episodes) < self.config.min_episodes:
+    def _first_paths(self) -> list[Path]:
+        while self.config.watch and len(self.source.paths()) < self.config.min_episodes:
             time.sleep(1.0)
-            episodes += list(self.source.new())
-        if not episodes:
+        paths = self.source.paths()
+        if not paths:
             raise FileNotFoundError(f"{self.config.data_root}: no episode_*.npz files")
-        return episodes
+        return paths
 
     def _preset(self) -> Pi05Config:
         if self.config.preset not in PRESETS:
