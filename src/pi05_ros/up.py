@@ -111,6 +111,7 @@ def environment(arguments: GraphArguments) -> dict[str, str]:
     env.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(share_file(PROFILE)))
     env.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     env.setdefault("MUJOCO_GL", "glfw" if arguments.viewer else "egl")
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning torch threads would take the cores from the torque loop
     env["PYTHONUNBUFFERED"] = "1"
     here = str(Path(__file__).resolve().parents[1])
     env["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [env.get("PYTHONPATH")])])

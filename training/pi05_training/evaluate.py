@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,15 +45,18 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Run the episodes and write report.json; return the report.
 
     The report is {"tasks": {task: {success, ci_low, ci_high, episodes, planner_accuracy, …}}, "episodes": […]}.
+
+    Raises:
+        BrokenProcessPool: a worker could not start or died; its own message is above.
     """
     config.out.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
-    jobs = [(config, config.seed + i) for i in range(config.episodes)]
-    results = []
-    with context.Pool(config.workers, initializer=_start_worker, initargs=(config,)) as pool:
-        for done, result in enumerate(pool.imap_unordered(_episode, jobs), 1):
-            results.append(result)
-            wins = sum(r["success"] for r in results)
+    with ProcessPoolExecutor(config.workers, context, initializer=_start_worker, initargs=(config,)) as pool:
+        running = [pool.submit(_episode, config, config.seed + index) for index in range(config.episodes)]
+        for done, finished in enumerate(as_completed(running), 1):
+            results.append(finished.result())
+            wins = sum(result["success"] for result in results)
             print(f"episode {done}/{config.episodes}: {wins} of {done} succeeded", flush=True)
     report = summarise(config, sorted(results, key=lambda result: int(result["seed"])))
     (config.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -107,8 +111,7 @@ def _start_worker(config: EvalConfig) -> None:
     _worker = (rollout, brain, expert)
 
 
-def _episode(job: tuple[EvalConfig, int]) -> dict[str, Any]:
-    config, seed = job
+def _episode(config: EvalConfig, seed: int) -> dict[str, Any]:
     assert _worker is not None
     rollout, brain, expert = _worker
     task, right, looks = TASK_TEXT[config.task], 0, 0
