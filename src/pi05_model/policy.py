@@ -40,6 +40,8 @@ class Pi05Policy:
         threads: intra-op threads of torch in this process; None leaves the setting alone.
         seed: of the noise that chunks start from.
         steps, solver: of the flow integration.
+        temperature: standard deviation of the noise that a chunk starts from. 1 samples what was learned, 0 starts
+            at the noise's mean: repeatable, and for demonstrations with one way to do it nearer to that way.
     """
 
     def __init__(
@@ -51,7 +53,10 @@ class Pi05Policy:
         seed: int = 0,
         steps: int = 10,
         solver: Solver = "euler",
+        temperature: float = 1.0,
     ) -> None:
+        if not 0.0 <= temperature <= 1.0:
+            raise ValueError(f"temperature is {temperature}; valid: 0 to 1")
         if threads is not None:
             torch.set_num_threads(threads)
         self.preprocessor = preprocessor
@@ -59,6 +64,7 @@ class Pi05Policy:
         self.subtasks = tuple(subtasks or ())
         self.steps = steps
         self.solver: Solver = solver
+        self.temperature = temperature
         self._engine = Engine(model)
         self._generator = torch.Generator().manual_seed(seed)
         self._allowed = self._trie() if self.subtasks else None
@@ -75,6 +81,7 @@ class Pi05Policy:
         subtasks: Sequence[str] | None = None,
         compute_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        temperature: float | None = None,
     ) -> "Pi05Policy":
         """Load a checkpoint folder.
 
@@ -84,6 +91,7 @@ class Pi05Policy:
             compute_dtype: float32 or bfloat16.
             device: where to run.
             threads, seed, steps, solver: as in the constructor.
+            temperature: as in the constructor; by default what the checkpoint's extra says, else 1.
 
         Raises:
             CheckpointError: the checkpoint is missing or does not fit; nothing is loaded in part.
@@ -95,7 +103,9 @@ class Pi05Policy:
         model = checkpoint.model.to(device)
         if torch.device(device).type == "cpu":
             pack_for_cpu(model)
-        return cls(model, preprocessor, chosen, threads, seed, steps, solver)
+        if temperature is None:
+            temperature = float(checkpoint.extra.get("temperature", 1.0))
+        return cls(model, preprocessor, chosen, threads, seed, steps, solver, temperature)
 
     def _trie(self) -> TokenTrie:
         encoded = self.preprocessor.tokenizer.encode(self.subtasks)
@@ -138,14 +148,16 @@ class Pi05Policy:
         Args:
             observation: what the robot sees and where it is.
             subtask: what to do, as `plan` says it.
-            noise: [H, max_action_dim] to start from; by default drawn from the seeded generator.
+            noise: [H, max_action_dim] to start from; by default drawn from the seeded generator,
+                times the temperature.
 
         Raises:
             ObservationError: the observation is malformed.
         """
         self._check(observation)
         shape = (self.config.horizon, self.config.max_action_dim)
-        start = torch.randn(shape, generator=self._generator) if noise is None else torch.as_tensor(noise)
+        drawn = self.temperature * torch.randn(shape, generator=self._generator)
+        start = drawn if noise is None else torch.as_tensor(noise)
         if tuple(start.shape) != shape:
             raise ValueError(f"noise is {tuple(start.shape)}, expected {shape}")
         text = self.preprocessor.expert_text(observation.state[None], [subtask])

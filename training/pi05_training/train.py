@@ -83,6 +83,9 @@ class TrainConfig:
     """Take in episodes that appear while training."""
     min_episodes: int = 1
     """Wait for so many episodes before starting (with watch)."""
+    temperature: float = 0.0
+    """What the checkpoint recommends for the noise that chunks start from (Pi05Policy); 0 suits demonstrations of a
+    deterministic expert."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20
@@ -237,7 +240,12 @@ class Trainer:
     def save(self, step: int) -> Path:
         """Write checkpoint step_<N> of the averaged weights and point `latest` to it."""
         path = self.config.out / f"step_{step}"
-        extra = {"names": list(self.contract.names), "subtasks": sorted(self._subtasks), "step": step}
+        extra = {
+            "names": list(self.contract.names),
+            "subtasks": sorted(self._subtasks),
+            "temperature": self.config.temperature,
+            "step": step,
+        }
         save_checkpoint(path, self.average, self.stats, self.tokenizer, extra=extra)
         settings = {
             key: str(value) if isinstance(value, Path) else value
