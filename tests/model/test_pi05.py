@@ -181,3 +181,23 @@ def test_published_size() -> None:
         model = Pi05(PRESETS["pi05_base"])
     # lerobot's 4,143 M with its two unused text heads (790 M) left out, which here are tied or absent.
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(4143 - 790, abs=2)
+
+
+def test_draws_share_a_prefix_and_average(model: Pi05, batch: TrainBatch) -> None:
+    size = len(batch.actions)
+    noise, time = torch.randn(2 * size, 50, 32), torch.rand(2 * size)
+    pairs = zip(noise.split(size), time.split(size), strict=True)
+    with torch.no_grad():
+        both = model.losses(batch, noise=noise, time=time, draws=2)["flow"]
+        halves = [model.losses(batch, noise=n, time=t)["flow"] for n, t in pairs]
+    torch.testing.assert_close(both, torch.stack(halves).mean())
+
+
+def test_without_planner_text_the_planners_own_camera_is_not_needed(model: Pi05, batch: TrainBatch) -> None:
+    alone = dataclasses.replace(batch, planner=None)
+    blind = dataclasses.replace(alone, images=batch.images.clone())
+    blind.images[:, CONFIG.cameras.index("base_1_rgb")] = 0
+    with torch.no_grad():
+        first, second = (model.losses(x, **fixed(batch)) for x in (alone, blind))
+        torch.testing.assert_close(first["flow"], model.losses(batch, **fixed(batch))["flow"], atol=1e-5, rtol=1e-5)
+    assert first["text"] == 0 and torch.equal(first["flow"], second["flow"])

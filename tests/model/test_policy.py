@@ -173,3 +173,20 @@ def test_a_task_of_ten_thousand_characters_is_cut_and_counted(policy: Pi05Policy
 def test_a_subtask_longer_than_an_answer_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="takes 20 tokens, the network answers with 15"):
         Pi05Policy.load(folder, subtasks=["the " * 19 + "the"])
+
+
+def test_temperature_scales_the_noise_that_a_chunk_starts_from(folder: Path, observe: MakeObservation) -> None:
+    cold = Pi05Policy.load(folder, threads=1, temperature=0.0)
+    first, second = cold.act(observe(0), SUBTASKS[0]), cold.act(observe(0), SUBTASKS[0])
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, cold.act(observe(0), SUBTASKS[0], noise=np.zeros((50, 32), np.float32)))
+    assert Pi05Policy.load(folder, threads=1).temperature == 1.0
+    with pytest.raises(ValueError, match="temperature is 2"):
+        Pi05Policy.load(folder, threads=1, temperature=2)
+
+
+def test_a_checkpoint_recommends_its_temperature(
+    tmp_path: Path, stats: dict[str, NormStats], tokenizer: PolicyTokenizer
+) -> None:
+    save_checkpoint(tmp_path, random_model(), stats, tokenizer, extra={"temperature": 0.25})
+    assert Pi05Policy.load(tmp_path, threads=1).temperature == 0.25

@@ -1,5 +1,6 @@
 """Normalisation, prompts, images and what they become together."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -126,3 +127,19 @@ def test_statistics_that_do_not_fit_are_refused(tokenizer: PolicyTokenizer, stat
         Preprocessor(CONFIG, {**stats, "actions": wide}, tokenizer)
     with pytest.raises(ValueError, match="lack"):
         Preprocessor(CONFIG, {"state": wide}, tokenizer)
+
+
+def test_relative_entries_are_told_from_the_state(tokenizer: PolicyTokenizer, stats: dict[str, NormStats]) -> None:
+    entries = (0, 3, 14)
+    relative = Preprocessor(dataclasses.replace(CONFIG, relative_entries=entries), stats, tokenizer)
+    absolute = Preprocessor(CONFIG, stats, tokenizer)
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(2, DIM)), rng.normal(size=(2, 50, DIM))
+    images, mask = torch.zeros(2, 4, 3, 224, 224, dtype=torch.uint8), np.ones((2, 4), bool)
+    moved = relative.train_batch(images, mask, states, None, ["stop"] * 2, actions).actions
+    plain = absolute.train_batch(images, mask, states, None, ["stop"] * 2, actions).actions
+    others = [i for i in range(DIM) if i not in entries]
+    assert torch.equal(moved[..., others], plain[..., others])
+    expected = stats["actions"].normalise(actions - states[:, None])[..., list(entries)]
+    np.testing.assert_allclose(moved[..., list(entries)], expected, atol=1e-5)
+    np.testing.assert_allclose(relative.physical_actions(moved, states), actions, atol=1e-5)
