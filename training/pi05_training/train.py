@@ -83,6 +83,9 @@ class TrainConfig:
     """Take in episodes that appear while training."""
     min_episodes: int = 1
     """Wait for so many episodes before starting (with watch)."""
+    clip_actions: float = 1.5
+    """Normalised actions are clipped to this: rare, far-off labels (a base that has to turn back) would otherwise
+    dominate the squared error."""
     temperature: float = 0.0
     """What the checkpoint recommends for the noise that chunks start from (Pi05Policy); 0 suits demonstrations of a
     deterministic expert."""
@@ -293,6 +296,7 @@ class Trainer:
             expert_subtasks=episode.subtask,
             actions=episode.actions,
         )
+        batch.actions.clamp_(-self.config.clip_actions, self.config.clip_actions)
         prompt, answer = self._model_config.max_prompt_tokens, self._model_config.max_subtask_tokens
         return pack(batch, planner_tokens=prompt + answer, expert_tokens=prompt)
 
