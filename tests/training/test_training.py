@@ -94,10 +94,23 @@ def test_training_lowers_the_loss_and_writes_checkpoints(trained: Path) -> None:
     assert (trained / "latest").resolve().name == "step_80"
     checkpoint = load_checkpoint(trained / "latest")
     assert checkpoint.extra["names"] == list(load_contract().names)
-    assert checkpoint.config.relative_entries == tuple(load_contract().position_index)
+    assert checkpoint.config.relative_entries == () and checkpoint.extra["temperature"] == 0.0
 
 
-def test_the_trained_policy_acts_around_the_state(trained: Path, episodes: Path) -> None:
+def test_a_start_from_a_checkpoint_keeps_its_statistics_unless_told(
+    trained: Path, episodes: Path, tmp_path: Path
+) -> None:
+    start = load_checkpoint(trained / "latest")
+    common = {"init": trained / "latest", "steps": 1, "batch_size": 4, "relative": True}
+    kept = load_checkpoint(train(TrainConfig(episodes, tmp_path / "kept", **common)))
+    changed = load_checkpoint(train(TrainConfig(episodes, tmp_path / "new", change_actions=True, **common)))
+    assert kept.config.relative_entries == () and (kept.stats["actions"].q99 == start.stats["actions"].q99).all()
+    assert changed.config.relative_entries == tuple(load_contract().position_index)
+    assert (changed.stats["actions"].q99 != start.stats["actions"].q99).any()
+    assert (changed.stats["state"].q99 == start.stats["state"].q99).all()
+
+
+def test_the_trained_policy_answers_in_kind(trained: Path, episodes: Path) -> None:
     policy = Pi05Policy.load(trained / "latest", threads=1)
     collector = EpisodeCollector(AggregateConfig(out=episodes))
     look: Look = collector.rollout.look()

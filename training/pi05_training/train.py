@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from pi05_model.batch import Text, TrainBatch
-from pi05_model.checkpoint import load_checkpoint, save_checkpoint
+from pi05_model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pi05_model.config import PRESETS, Pi05Config
 from pi05_model.normalize import NormStats
 from pi05_model.pi05 import Pi05
 from pi05_model.preprocess import Preprocessor, relative_actions
-from pi05_model.tokenizer import PolicyTokenizer
+from pi05_model.tokenizer import PolicyTokenizer, Tokenizer
 from pi05_ros.contract import Contract, load_contract
 from pi05_training.augment import augment_images
 from pi05_training.buffer import Columns, SampleBuffer
@@ -50,7 +50,9 @@ class TrainConfig:
     preset: str = "pi05_tiny"
     """Model preset (pi05_model.config.PRESETS)."""
     init: Path | None = None
-    """Checkpoint to start from; None starts from random weights."""
+    """Checkpoint to start from, with its statistics; None starts from random weights."""
+    change_actions: bool = False
+    """With init: say actions as `relative` tells and normalise them by this data, not as the checkpoint does."""
     batch_size: int = 32
     """Samples per step."""
     learning_rate: float = 5e-4
@@ -69,7 +71,7 @@ class TrainConfig:
     """Noises and flow times per sample."""
     bf16: bool = True
     """Compute in bfloat16 (weights stay float32)."""
-    relative: bool = True
+    relative: bool = False
     """Say joint targets relative to the state of the observation."""
     alpha: float = 10.0
     """Weight of the flow-matching loss."""
@@ -192,21 +194,20 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.config, self.contract = config, contract
         self.device = torch.device(config.device)
-        self._model_config = load_checkpoint(config.init).config if config.init else self._preset()
+        loaded = load_checkpoint(config.init) if config.init else None
+        self._model_config = self._configure(loaded)
         size = (contract.image.height, contract.image.width)
         self.source = EpisodeSource(config.data_root, self._model_config.cameras, size)
         self.buffer = SampleBuffer(config.capacity, self.device)
-        stats = compute_stats(self._first_paths(), self._model_config.relative_entries)
-        tokenizer = PolicyTokenizer.default()
-        dtype = torch.bfloat16 if config.bf16 else torch.float32
-        if config.init:
-            loaded = load_checkpoint(config.init)
-            stats, tokenizer = loaded.stats, loaded.tokenizer
-        self.model = Pi05(self._model_config, compute_dtype=dtype).to(self.device)
-        if config.init:
+        self.stats = compute_stats(self._first_paths(), self._model_config.relative_entries)
+        self.tokenizer: Tokenizer = PolicyTokenizer.default()
+        self.model = Pi05(self._model_config, torch.bfloat16 if config.bf16 else torch.float32).to(self.device)
+        if loaded:
+            kept = {"state"} if config.change_actions else {"state", "actions"}
+            self.stats |= {name: loaded.stats[name] for name in kept}
+            self.tokenizer = loaded.tokenizer
             self.model.load_state_dict(loaded.model.state_dict())
-        self.preprocessor = Preprocessor(self._model_config, stats, tokenizer)
-        self.stats, self.tokenizer = stats, tokenizer
+        self.preprocessor = Preprocessor(self._model_config, self.stats, self.tokenizer)
         self._subtasks: set[str] = set()
         for episode in self.source.new():
             self.buffer.add(self._prepare(episode))
@@ -308,10 +309,13 @@ class Trainer:
             raise FileNotFoundError(f"{self.config.data_root}: no episode_*.npz files")
         return paths
 
-    def _preset(self) -> Pi05Config:
+    def _configure(self, loaded: Checkpoint | None) -> Pi05Config:
+        relative = tuple(int(i) for i in self.contract.position_index) if self.config.relative else ()
+        if loaded:
+            entries = relative if self.config.change_actions else loaded.config.relative_entries
+            return dataclasses.replace(loaded.config, relative_entries=entries)
         if self.config.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.config.preset!r}; presets: {', '.join(PRESETS)}")
-        relative = tuple(int(i) for i in self.contract.position_index) if self.config.relative else ()
         return dataclasses.replace(PRESETS[self.config.preset], relative_entries=relative)
 
     def _optimizer(self) -> torch.optim.AdamW:
