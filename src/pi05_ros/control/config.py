@@ -31,7 +31,7 @@ class ControllerConfig:
         float,
         Doc("a chunk whose first fresh row is further from the measured position is refused [rad]"),
         Range(1e-3, 6.3),
-    ] = 0.35
+    ] = 0.8
     jump_m: Annotated[float, Doc("the same for prismatic joints but grippers [m]"), Range(1e-3, 2.0)] = 0.08
     execute_steps: Annotated[
         int, Doc("steps s to play between two inferences; a chunk older than H - s steps is stale"), Range(0, 500)
