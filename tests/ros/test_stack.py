@@ -14,6 +14,7 @@ import pytest
 from pi05_ros.demo import DemoArguments, run, write_report
 from pi05_ros.nodes.action_expert_node import ExpertConfig
 from pi05_ros.report.log import NS, DemoLog
+from pi05_ros.report.summary import summarize
 from pi05_ros.sim.tasks import Subtask
 
 ARGUMENTS = DemoArguments(seed=2, duration=10.0, patience=180.0)
@@ -38,12 +39,14 @@ def test_chunks_are_finite_and_come_at_the_declared_rate(log: DemoLog) -> None:
 
 @pytest.mark.ros
 def test_the_joints_follow(log: DemoLog) -> None:
-    stamps = np.array([stamp for stamp, _ in log.joints])
     arms = [i for i, name in enumerate(log.contract.joint_names) if "_joint" in name]
-    error = (log.targets(stamps) - np.stack([position for _, position in log.joints]))[:, arms]
-    travelled = np.ptp(np.stack([position for _, position in log.joints])[:, arms], axis=0)
-    assert travelled.max() > 0.1, "an arm moves"
-    assert np.sqrt(np.nanmean(error**2)) < 0.05
+    stamps = np.array([stamp for stamp, _ in log.joints])
+    measured, asked = np.stack([position for _, position in log.joints])[:, arms], log.targets(stamps)[:, arms]
+    assert np.ptp(measured, axis=0).max() > 0.2, "an arm moves"
+    # The controller blends from chunk to chunk, so it is near what was asked, not on it; it is on its own reference.
+    assert np.nanmedian(np.abs(measured - asked)) < 0.05
+    rms = summarize(log).tracking_rms
+    assert max(rms[log.contract.joint_names[i]] for i in arms) < 0.02
 
 
 @pytest.mark.ros

@@ -84,7 +84,7 @@ def late(seconds: float) -> Edit:
         (with_actions(lambda a: a[None]), Reason.WRONG_SHAPE, "shape"),
         (late(0.81), Reason.STALE, "0.810 s old, limit 0.800 s"),
         (late(-0.021), Reason.FROM_FUTURE, "0.021 s ahead"),
-        (with_actions(lambda a: a + np.array([0.36, 0, 0, 0, 0, 0, 0])), Reason.JUMP, "shoulder: 0.360"),
+        (with_actions(lambda a: a + np.array([0.81, 0, 0, 0, 0, 0, 0])), Reason.JUMP, "shoulder: 0.810"),
         (with_actions(lambda a: a - np.array([0, 0, 0, 0.09, 0, 0, 0])), Reason.JUMP, "lift: 0.090"),
     ],
 )
