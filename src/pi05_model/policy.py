@@ -74,7 +74,7 @@ class Pi05Policy:
     def load(
         cls,
         path: Path | str,
-        threads: int | None = 2,
+        threads: int | None = 1,
         seed: int = 0,
         steps: int = 10,
         solver: Solver = "euler",
@@ -90,7 +90,8 @@ class Pi05Policy:
             subtasks: allowed answers of the planner; by default the checkpoint's own list ("subtasks" of its extra).
             compute_dtype: float32 or bfloat16.
             device: where to run.
-            threads, seed, steps, solver: as in the constructor.
+            threads: as in the constructor; one is quickest for `pi05_tiny` beside the rest of the graph on two cores.
+            seed, steps, solver: as in the constructor.
             temperature: as in the constructor; by default what the checkpoint's extra says, else 1.
 
         Raises:
