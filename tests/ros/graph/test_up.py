@@ -66,7 +66,7 @@ def test_the_demonstrator_drives_the_robot_and_the_recorder_writes_it_down(ros: 
     listen(JointTrajectory, topics.ACTION_CHUNK, lambda message: chunks.append(chunk_from(message)))
     listen(String, topics.SUBTASK, lambda message: subtasks.append(message.data))
     arguments = GraphArguments(
-        driver="demonstrator", namespace="robot1", seed=1, realtime_factor=0.0, record=str(tmp_path / "bags")
+        driver="demonstrator", namespace="robot1", seed=1, realtime_factor=1.0, record=str(tmp_path / "bags")
     )
 
     def enough() -> bool:
