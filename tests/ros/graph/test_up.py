@@ -93,10 +93,8 @@ def check_bag(folder: Path, chunks: int) -> None:
         driven = [c for c in reader.connections if c.topic == f"/robot1/{topics.STATE}"]
         states = np.array([reader.deserialize(d, c.msgtype).position for c, _, d in reader.messages(driven)])
         said = [c for c in reader.connections if c.topic == f"/robot1/{topics.ACTION_CHUNK}"]
-        periods = [
-            stamp_to_ns(reader.deserialize(d, c.msgtype).header.stamp) // 400_000_000
-            for c, _, d in reader.messages(said)
-        ]
+        heard = [reader.deserialize(d, c.msgtype) for c, _, d in reader.messages(said)]
+        periods = [stamp_to_ns(message.header.stamp) // 400_000_000 for message in heard]
         stamps = [stamp_to_ns(reader.deserialize(d, c.msgtype).header.stamp) for c, _, d in reader.messages(front)]
     written = (topics.STATE, topics.JOINT_STATES, topics.ODOM, topics.TASK, topics.SUBTASK, topics.ACTION_CHUNK)
     for topic in (*written, *topics.camera_images(CONTRACT).values()):
