@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from pi05_ros.contract import Contract
 from pi05_ros.expert.kinematics import ArmKinematics
-from pi05_ros.expert.motion import ExpertConfig, Motion
-from pi05_ros.sim.tasks import Subtask, remaining_objects
+from pi05_ros.expert.motion import ExpertConfig, Motion, nearest_side
+from pi05_ros.sim.platform import relative_pose
+from pi05_ros.sim.tasks import SIDES, Subtask, remaining_objects
 from pi05_ros.sim.world import WorldState
 
 Array = NDArray[np.float64]
@@ -43,7 +44,7 @@ class ScriptedExpert:
         self._config = config or ExpertConfig()
         model = robot_only_model()
         self._home = home_joints()
-        self._arms = {side: ArmKinematics(model, contract.joint_names, side) for side in ("left", "right")}
+        self._arms = {side: ArmKinematics(model, contract.joint_names, side) for side in SIDES}
 
     def choose(self, world: WorldState, task: str) -> Subtask:
         """Return the subtask that the task needs now.
@@ -87,8 +88,8 @@ class ScriptedExpert:
 
     def _at_work_pose(self, world: WorldState) -> bool:
         """Arrived, with hysteresis that needs no memory: a moving base is held to the finer tolerance."""
-        error = world.work_pose - world.base_pose
-        distance, turn = float(np.hypot(error[0], error[1])), abs(_wrap(error[2]))
+        x, y, yaw = relative_pose(world.base_pose, world.work_pose)
+        distance, turn = float(np.hypot(x, y)), abs(float(yaw))
         config = self._config
         if np.linalg.norm(world.base_twist) > config.still_speed:
             return distance < config.arrive_m and turn < config.arrive_rad
@@ -105,9 +106,5 @@ def pickable(world: WorldState, task: str) -> list[Subtask]:
         over_bin = (np.abs(item.position[:2] - world.bin_position[:2]) < world.bin_half_size).all()
         on_floor = item.position[2] < world.table_top_z - 0.05
         if item.held_by is None and not over_bin and not on_floor:
-            picks.append(Subtask("pick", item.name, "left" if item.position[1] >= 0.0 else "right"))
+            picks.append(Subtask("pick", item.name, nearest_side(item)))
     return picks
-
-
-def _wrap(angle: float) -> float:
-    return float((angle + np.pi) % (2 * np.pi) - np.pi)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from pi05_ros.contract import Contract
 from pi05_ros.expert.kinematics import ArmKinematics, rotation_error, top_down
-from pi05_ros.sim.tasks import Subtask
+from pi05_ros.sim.platform import relative_pose, to_body, to_world
+from pi05_ros.sim.tasks import SIDES, Subtask
 from pi05_ros.sim.world import ObjectState, WorldState
 
 Array = NDArray[np.float64]
-SIDES = ("left", "right")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class ExpertConfig:
     """Height of the tool over the grasp when it is not yet above the object."""
     grasp_clearance: float = 0.030
     """Least height of the tool over the table."""
-    release_height: float = 0.075
-    """Height of the tool over the bin's opening when it lets go."""
+    carry_clearance: float = 0.05
+    """Height of a carried object's lower side over the bin's opening."""
     bin_spread: float = 0.035
     """Objects are let go this far from the bin's centre, each where there is room, so that they do not pile up."""
     funnel_slope: float = 3.0
@@ -114,8 +114,7 @@ class Motion:
             return subtask.side
         if subtask.verb == "put":
             holder = next((side for side, name in self._held.items() if name == subtask.object_name), None)
-            item = self._world.object(subtask.object_name)
-            return holder or ("left" if item.position[1] >= 0.0 else "right")
+            return holder or nearest_side(self._world.object(subtask.object_name))
         return None
 
     # The two manipulation skills. Each is a function of tool, gripper and object only.
@@ -175,7 +174,7 @@ class Motion:
         return max(spots, key=lambda spot: min((float(np.linalg.norm(spot - other)) for other in taken), default=0.0))
 
     def _carry_height(self, item: ObjectState) -> float:
-        return float(self._in_base(self._world.bin_position)[2] + item.size[2] + self._config.release_height - 0.025)
+        return float(self._in_base(self._world.bin_position)[2] + item.size[2] + self._config.carry_clearance)
 
     def _grasp_rotation(self, item: ObjectState) -> Array:
         """Fingers open along a narrow side of the object, by the smallest turn from straight ahead."""
@@ -232,9 +231,10 @@ class Motion:
         return None
 
     def _contact_fraction(self, side: str, item: ObjectState) -> float:
-        group = next(group for group in self._contract.vector if group.group == f"{side}_gripper")
-        assert group.open is not None and group.closed is not None
-        return float((min(item.size[0], item.size[1]) - group.open) / (group.closed - group.open))
+        joints = self._joints.copy()
+        joints[self._contract.joint_names.index(f"{side}_gripper")] = min(item.size[0], item.size[1])
+        vector = self._contract.from_joint_units(joints, self._base_twist)
+        return float(vector[self._contract.slice(f"{side}_gripper")][0])
 
     def _at_rest(self, side: str) -> bool:
         return abs(float(self._world.velocity[self._contract.joint_names.index(f"{side}_gripper")])) < 0.02
@@ -245,11 +245,7 @@ class Motion:
 
     def _move_base(self, driving: bool) -> None:
         config = self._config
-        error = np.zeros(3)
-        if driving:
-            error = self._world.work_pose - self._base
-            error[:2] = _rotate(error[:2], -self._base[2])
-            error[2] = (error[2] + np.pi) % (2 * np.pi) - np.pi
+        error = relative_pose(self._base, self._world.work_pose) if driving else np.zeros(3)
         wanted = np.empty(3)
         distance = float(np.hypot(*error[:2]))
         pace = _stopping_speed(distance, config.base_accel, config.base_speed)
@@ -259,18 +255,22 @@ class Motion:
         _limit(change[:2], config.base_accel * self._dt)
         change[2] = np.clip(change[2], -config.base_turn_accel * self._dt, config.base_turn_accel * self._dt)
         self._base_twist = self._base_twist + change
-        self._base[:2] += _rotate(self._base_twist[:2], self._base[2]) * self._dt
-        self._base[2] += self._base_twist[2] * self._dt
+        self._base += to_world(self._base_twist, self._base[2]) * self._dt
 
     def _in_base(self, point: Array) -> Array:
-        offset = point - np.array([*self._world.base_pose[:2], 0.0])
-        return np.array([*_rotate(offset[:2], -self._world.base_pose[2]), offset[2]])
+        x, y, yaw = self._world.base_pose
+        return to_body(point - np.array([x, y, 0.0]), yaw)
 
     def _measured_twist(self, side: str) -> Array:
         arm = self._arms[side]
         arm.update(self._world.position)
         twist: Array = arm.jacobian() @ self._world.velocity[arm.arm]
         return twist
+
+
+def nearest_side(item: ObjectState) -> str:
+    """Return the arm that is nearer to an object when the base is at its work pose."""
+    return "left" if item.position[1] >= 0.0 else "right"
 
 
 def _limit(vector: Array, most: float) -> None:
@@ -283,8 +283,3 @@ def _limit(vector: Array, most: float) -> None:
 def _stopping_speed(distance: float, accel: float, most: float) -> float:
     """Return the fastest speed from which `accel` still stops within `distance`, proportional close to the goal."""
     return float(min(most, np.sqrt(2.0 * 0.7 * accel * distance), 3.0 * distance))
-
-
-def _rotate(vector: Array, angle: float) -> Array:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([cos * vector[0] - sin * vector[1], sin * vector[0] + cos * vector[1]])
