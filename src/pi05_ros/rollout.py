@@ -5,6 +5,7 @@ what collects training data and evaluates policies when wall-clock time does not
 `latency_s` after the observation it was computed from, as it does on the robot.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,13 +18,12 @@ from pi05_ros.contract import Contract
 from pi05_ros.control.assembly import assemble_controller
 from pi05_ros.control.chunk import Chunk
 from pi05_ros.expert.expert import ScriptedExpert
-from pi05_ros.messages import decode_jpeg, encode_jpeg
+from pi05_ros.messages import NS, decode_jpeg, encode_jpeg
 from pi05_ros.sim.simulator import Simulator
 from pi05_ros.sim.tasks import task_success
 from pi05_ros.sim.world import WorldState
 
 Array = NDArray[np.float64]
-NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,7 @@ class Rollout:
         sim.reset(seed)
         self._controller.reset(keep_grip=False)
         outcome, subtask = Outcome(), ""
+        refused_before = self._refused()
         pending: list[Chunk] = []
         self._advance(config.settle_s, pending)
         start_ns = sim.time_ns
@@ -179,7 +180,7 @@ class Rollout:
         world = sim.snapshot()
         outcome.seconds = (sim.time_ns - start_ns) / NS
         outcome.cleared, outcome.objects = sum(item.in_bin for item in world.objects), len(world.objects)
-        outcome.refused = dict(self._controller.snapshot()["chunks_refused"])
+        outcome.refused = dict(self._refused() - refused_before)
         return outcome
 
     def look(self) -> Look:
@@ -193,6 +194,10 @@ class Rollout:
             state=contract.from_joint_units(reading.position, reading.base_twist),
             world=sim.snapshot(),
         )
+
+    def _refused(self) -> Counter[str]:
+        """Return the chunks that the controller has refused since it was made, by reason."""
+        return Counter(self._controller.snapshot()["chunks_refused"])
 
     def _advance(self, seconds: float, pending: list[Chunk]) -> None:
         sim, latency_ns = self.simulator, round(self.config.latency_s * NS)

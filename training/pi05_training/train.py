@@ -58,7 +58,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     """Peak learning rate."""
     warmup_steps: int = 300
-    """Steps of linear warm-up; then cosine decay to a tenth... of the peak at the last step."""
+    """Steps of linear warm-up; then cosine decay to a twentieth of the peak."""
     weight_decay: float = 1e-4
     """AdamW weight decay of matrices; vectors have none."""
     clip_norm: float = 1.0
@@ -78,7 +78,7 @@ class TrainConfig:
     insulate: bool = True
     """Keep the flow loss out of the vision-language model."""
     augment: bool = True
-    """Vary brightness, contrast and position of the images."""
+    """Vary brightness, contrast and colour of the images."""
     capacity: int = 20000
     """Samples kept in memory (0.6 MB each at 224² and four cameras)."""
     watch: bool = False
@@ -251,11 +251,8 @@ class Trainer:
             "step": step,
         }
         save_checkpoint(path, self.average, self.stats, self.tokenizer, extra=extra)
-        settings = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in dataclasses.asdict(self.config).items()
-        }
-        (path / "train_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        settings = json.dumps(dataclasses.asdict(self.config), indent=1, default=str)
+        (path / "train_config.json").write_text(settings + "\n")
         link = self.config.out / ".latest.part"
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
@@ -334,7 +331,7 @@ class Trainer:
             "episodes": self.source.episodes,
             "samples": self.buffer.added,
         }
-        line |= {name: round(float(value), 5) for name, value in losses.items()}
+        line |= {name: round(value.item(), 5) for name, value in losses.items()}
         with (self.config.out / "train.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(" ".join(f"{name}={value}" for name, value in line.items()), flush=True)
@@ -343,9 +340,3 @@ class Trainer:
 def train(config: TrainConfig) -> Path:
     """Run a training and return the last checkpoint's folder."""
     return Trainer(config, load_contract()).run()
-
-
-if __name__ == "__main__":
-    import tyro
-
-    print(f"checkpoint: {train(tyro.cli(TrainConfig))}")
