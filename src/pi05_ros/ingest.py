@@ -3,15 +3,15 @@
 What always holds: an observation is a function of the messages and its stamp alone. Every source contributes its newest
 sample at or before the stamp (never one from the future, which a robot could not have seen), unless that is older than
 the source's limit. Live, `look_stamp` waits until every living source has passed the stamp, so that a message still on
-its way cannot change what the converter later finds in the bag.
+its way cannot change what the converter later finds in the bag. Offline, a source can be given another `SourceRule`.
 """
 
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,24 @@ Array = NDArray[np.float64]
 NS = 1_000_000_000
 STATE = "state"
 T = TypeVar("T")
+SamplePolicy = Literal["hold", "nearest", "drop"]
+SAMPLE_POLICIES: tuple[SamplePolicy, ...] = get_args(SamplePolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRule:
+    """Which sample of a source counts at a stamp.
+
+    Attributes:
+        policy: "hold" takes the newest at or before the stamp; a camera without a fresh one is left out. "nearest"
+            takes the nearest on either side (the earlier of two equally near), which only a recording can know.
+            "drop" takes what "hold" takes, but without a fresh sample there is no observation at all. Nothing is
+            ever observed without a state.
+        max_age_s: a sample further from the stamp does not count.
+    """
+
+    policy: SamplePolicy = "hold"
+    max_age_s: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +52,67 @@ class IngestConfig:
         image_max_age_s: an older image is left out (and masked by the policy).
         state_max_age_s: with an older state there is no observation.
         history_s: how far back observations can be taken; None keeps everything (offline).
+        rules: rules that replace the two limits above, by source ("state", or a camera's name).
     """
 
     image_max_age_s: float = 0.25
     state_max_age_s: float = 0.1
     history_s: float | None = 1.0
+    rules: Mapping[str, SourceRule] = field(default_factory=dict)
+
+    def rule(self, source: str) -> SourceRule:
+        """Return the rule of a source."""
+        limit_s = self.state_max_age_s if source == STATE else self.image_max_age_s
+        return self.rules.get(source) or SourceRule("hold", limit_s)
+
+
+@dataclass
+class Picture:
+    """An encoded image, decoded and fitted to the contract when it is first needed.
+
+    Attributes:
+        encoded: JPEG or PNG bytes; None once decoded.
+    """
+
+    encoded: Any
+    decoded: Image | None = field(default=None)
+    error: MessageError | None = field(default=None)
+
+    def pixels(self, contract: Contract) -> Image:
+        """Return RGB uint8 [H, W, 3] in the contract's size.
+
+        Raises:
+            MessageError: the bytes are no image.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.decoded is None:
+            try:
+                self.decoded = fit(decode_jpeg(self.encoded), contract.image.width, contract.image.height)
+            except MessageError as error:
+                self.error = error
+                raise
+            self.encoded = None
+        return self.decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The samples that count at a stamp, nothing decoded.
+
+    Attributes:
+        stamp_ns: the stamp.
+        state: its own stamp and the vector [D]; None when there is none.
+        images: own stamp and image by camera name; a camera without one that counts is left out.
+        missing: why a source is left out, by source ("state", or a camera's name).
+        complete: whether an observation can be made: a state, and no source whose rule is "drop" missing.
+    """
+
+    stamp_ns: int
+    state: tuple[int, Array] | None
+    images: dict[str, tuple[int, Picture]]
+    missing: dict[str, str]
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +143,7 @@ class ObservationBuffer:
         self.contract, self.config = contract, config or IngestConfig()
         self.cameras = tuple(contract.cameras) if cameras is None else tuple(cameras)
         self._lock = threading.Lock()
-        self._images = {name: _History[_Picture](self.config.history_s) for name in self.cameras}
+        self._images = {name: _History[Picture](self.config.history_s) for name in self.cameras}
         self._states = _History[Array](self.config.history_s)
         self._counts: Counter[str] = Counter()
         self._last: Taken | None = None
@@ -77,7 +151,7 @@ class ObservationBuffer:
     def add_image(self, camera: str, stamp_ns: int, encoded: Any) -> None:
         """Add an encoded image (JPEG or PNG bytes); it is decoded when an observation needs it, at most once."""
         with self._lock:
-            self._images[camera].add(stamp_ns, _Picture(encoded))
+            self._images[camera].add(stamp_ns, Picture(encoded))
 
     def add_state(self, stamp_ns: int, vector: Array) -> None:
         """Add a state vector [D] in contract order; one that is not finite is counted and left out."""
@@ -131,15 +205,35 @@ class ObservationBuffer:
                     return stamp_ns, ""
             return None, "a state and an image of the same time"
 
-    def _usable(self, stamp_ns: int, living: Sequence["_History[_Picture]"]) -> bool:
+    def _usable(self, stamp_ns: int, living: Sequence["_History[Picture]"]) -> bool:
         config = self.config
         if _why_not(self._states.at(stamp_ns), stamp_ns, config.state_max_age_s):
             return False
         return any(not _why_not(h.at(stamp_ns), stamp_ns, config.image_max_age_s) for h in living)
 
-    def _living(self, state_ns: int) -> list["_History[_Picture]"]:
+    def _living(self, state_ns: int) -> list["_History[Picture]"]:
         oldest = state_ns - round(self.config.image_max_age_s * NS)
         return [h for h in self._images.values() if h.newest is not None and h.newest >= oldest]
+
+    def select(self, stamp_ns: int) -> Selection:
+        """Return the samples that count at a stamp, as `at` does, without decoding or counting anything."""
+        rules = {source: self.config.rule(source) for source in (STATE, *self.cameras)}
+        with self._lock:
+            state = self._states.pick(stamp_ns, rules[STATE].policy)
+            pictures = {name: h.pick(stamp_ns, rules[name].policy) for name, h in self._images.items()}
+        missing: dict[str, str] = {}
+        images: dict[str, tuple[int, Picture]] = {}
+        for name, found in pictures.items():
+            reason = _why_not(found, stamp_ns, rules[name].max_age_s)
+            if reason or found is None:
+                missing[name] = reason
+            else:
+                images[name] = found
+        reason = _why_not(state, stamp_ns, rules[STATE].max_age_s)
+        if reason:
+            missing[STATE], state = reason, None
+        complete = state is not None and not any(rules[source].policy == "drop" for source in missing)
+        return Selection(stamp_ns, state, images, missing, complete)
 
     def at(self, stamp_ns: int) -> Taken:
         """Return the observation at a stamp; the same stamp asked for again gives the same object.
@@ -148,29 +242,33 @@ class ObservationBuffer:
         """
         if self._last is not None and self._last.observation and self._last.observation.stamp_ns == stamp_ns:
             return self._last
-        with self._lock:
-            state = self._states.at(stamp_ns)
-            pictures = {name: history.at(stamp_ns) for name, history in self._images.items()}
-        missing: dict[str, str] = {}
+        chosen = self.select(stamp_ns)
+        missing = dict(chosen.missing)
         images: dict[str, Image] = {}
-        for name, found in pictures.items():
-            reason = _why_not(found, stamp_ns, self.config.image_max_age_s)
+        for name, (_, picture) in chosen.images.items():
             try:
-                if not reason and found is not None:
-                    images[self.contract.cameras[name].model_key] = found[1].pixels(self.contract)
+                images[self.contract.cameras[name].model_key] = picture.pixels(self.contract)
             except MessageError as error:
-                reason = f"undecodable ({error})"
-            if reason:
-                missing[name] = reason
-        state_reason = _why_not(state, stamp_ns, self.config.state_max_age_s)
-        if state_reason:
-            missing[STATE] = state_reason
-        observation = None if state is None or state_reason else Observation(stamp_ns, images, state[1])
+                missing[name] = f"undecodable ({error})"
+        usable = chosen.complete and not any(self.config.rule(source).policy == "drop" for source in missing)
+        state = chosen.state if usable else None
+        observation = None if state is None else Observation(stamp_ns, images, state[1])
         with self._lock:
             # The figure in the reason would make every count its own key.
             self._counts.update(f"{source}: {reason.partition(' (')[0]}" for source, reason in missing.items())
         self._last = Taken(observation, missing)
         return self._last
+
+    def newest(self) -> dict[str, int]:
+        """Return the newest stamp of every source that has one, by source ("state", or a camera's name)."""
+        with self._lock:
+            found = {STATE: self._states.newest, **{name: h.newest for name, h in self._images.items()}}
+        return {source: stamp for source, stamp in found.items() if stamp is not None}
+
+    def first_from(self, source: str, stamp_ns: int) -> int | None:
+        """Return the first stamp of a source at or after a stamp; None when there is none yet."""
+        with self._lock:
+            return (self._states if source == STATE else self._images[source]).first_from(stamp_ns)
 
 
 class StateMerger:
@@ -246,25 +344,6 @@ class StateMerger:
             self._twist = None
 
 
-@dataclass
-class _Picture:
-    encoded: Any
-    decoded: Image | None = field(default=None)
-    error: MessageError | None = field(default=None)
-
-    def pixels(self, contract: Contract) -> Image:
-        if self.error is not None:
-            raise self.error
-        if self.decoded is None:
-            try:
-                self.decoded = fit(decode_jpeg(self.encoded), contract.image.width, contract.image.height)
-            except MessageError as error:
-                self.error = error
-                raise
-            self.encoded = None
-        return self.decoded
-
-
 class _History(Generic[T]):
     """Samples by stamp; a window of the newest, or all of them."""
 
@@ -291,6 +370,18 @@ class _History(Generic[T]):
         index = self._first_after(stamp_ns)
         return self._items[index - 1] if index else None
 
+    def pick(self, stamp_ns: int, policy: SamplePolicy) -> tuple[int, T] | None:
+        index = self._first_after(stamp_ns)
+        before = self._items[index - 1] if index else None
+        after = self._items[index] if index < len(self._items) else None
+        if policy != "nearest" or after is None:
+            return before
+        return after if before is None or after[0] - stamp_ns < stamp_ns - before[0] else before
+
+    def first_from(self, stamp_ns: int) -> int | None:
+        index = self._first_after(stamp_ns - 1)
+        return self._items[index][0] if index < len(self._items) else None
+
     def _first_after(self, stamp_ns: int) -> int:
         return bisect_right(self._items, stamp_ns, key=lambda entry: entry[0])
 
@@ -298,5 +389,5 @@ class _History(Generic[T]):
 def _why_not(found: tuple[int, Any] | None, stamp_ns: int, max_age_s: float) -> str:
     if found is None:
         return "missing"
-    age_s = (stamp_ns - found[0]) / NS
+    age_s = abs(stamp_ns - found[0]) / NS
     return f"stale ({age_s:.2f} s old)" if age_s > max_age_s else ""
