@@ -1,10 +1,11 @@
 """What a policy sees at one time, before any preprocessing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Image = NDArray[np.uint8]
 
@@ -23,6 +24,40 @@ class Observation:
     stamp_ns: int
     images: dict[str, Image]
     state: NDArray[np.float64]
+
+
+def check_state(state: ArrayLike, dim: int, width: int = 32) -> NDArray[np.float64]:
+    """Return a state [..., D] as float64.
+
+    Args:
+        state: in physical units, contract order.
+        dim: D of the statistics that will normalise it.
+        width: the network's state width.
+
+    Raises:
+        ValueError: it is too long, has another length, or holds values that are not finite; the message names them.
+    """
+    values = np.asarray(state, dtype=np.float64)
+    entries = values.shape[-1] if values.ndim else 0
+    if entries > width:
+        raise ValueError(f"a state of {entries} entries exceeds the network's {width}")
+    if entries != dim:
+        raise ValueError(f"a state of {entries} entries, but the statistics are of {dim}, in the order of the contract")
+    if not np.isfinite(values).all():
+        where = [tuple(place) for place in np.argwhere(~np.isfinite(values)).tolist()]
+        raise ValueError(f"state holds values that are not finite at {where[:8]}: {values[where[0]]}")
+    return values
+
+
+def check_cameras(observation: Observation, cameras: Sequence[str]) -> None:
+    """Refuse images of cameras that the policy does not have; missing ones are allowed and become masks.
+
+    Raises:
+        ValueError: a key is unknown; the message lists the valid ones.
+    """
+    unknown = sorted(observation.images.keys() - set(cameras))
+    if unknown:
+        raise ValueError(f"unknown cameras {unknown}; this policy has {list(cameras)}")
 
 
 class Policy(Protocol):
