@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -164,11 +165,14 @@ class PaliGemmaTokenizer:
         content = json.loads(text)
         if content.get("type") != TYPE:
             return cls(JsonBackend(text))
-        if "sentencepiece" in content:
-            return cls(SentencePieceBackend(base64.b64decode(content["sentencepiece"])))
-        return cls(JsonBackend(json.dumps(content["tokenizer"])))
+        try:
+            if "sentencepiece" in content:
+                return cls(SentencePieceBackend(base64.b64decode(content["sentencepiece"], validate=True)))
+            return cls(JsonBackend(json.dumps(content["tokenizer"])))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not what PaliGemmaTokenizer.to_json writes: {error!r}") from error
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the content."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
