@@ -7,7 +7,10 @@ checkpoint (precision, number of solver steps, threads) is an argument of whoeve
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+PolicyName = Literal["pi05", "pi0", "pi0_fast"]
+POLICIES: tuple[PolicyName, ...] = ("pi05", "pi0", "pi0_fast")
 
 
 @dataclass(frozen=True)
@@ -64,63 +67,82 @@ class GemmaConfig:
 
 
 @dataclass(frozen=True)
-class Pi05Config:
+class ModelConfig:
     """The whole policy network.
 
     Attributes:
-        vision, vlm, expert: the three parts. `vlm` and `expert` agree in depth, heads, kv_heads and head_dim, because
-            the expert attends to the keys and values of the VLM layer by layer.
+        vision, vlm, expert: the parts. `vlm` and `expert` agree in depth, heads, kv_heads and head_dim, because the
+            expert attends to the keys and values of the VLM layer by layer. π0-FAST has no expert: None.
         vocab_size: rows of the token embedding.
         horizon: steps in an action chunk.
-        max_action_dim: width of the action vector in the network; shorter vectors are padded with zeros.
-        max_prompt_tokens: longest prompt, without the subtask that follows it.
+        max_action_dim: width of the state and action vectors in the network; shorter ones are padded with zeros.
+        max_prompt_tokens: longest prompt, without the answer that follows it.
         max_subtask_tokens: longest planner answer, end of sequence included.
+        max_action_tokens: longest answer of action tokens (π0-FAST, and FAST targets of π0.5).
         cameras: model keys in the order in which their tokens stand in the prefix; the planner sees all of them.
         expert_cameras: the ones that the action expert sees.
         insulate: keep the flow loss out of the VLM (knowledge insulation, arXiv 2505.23705).
+        conditions: rows of the condition embedding for classifier-free guidance, row 0 (no condition) included;
+            0 leaves the embedding out.
         clip_state: clip the prompt's state bins to 0..255. openpi and lerobot do not.
         relative_entries: entries of the action that the network says relative to the state of the observation
             (openpi's delta actions); the others, such as grippers and velocities, are said as they are.
         state_in_prompt: False for checkpoints trained without the state (openpi's pi05_libero).
+        policy: "pi05" (state in the prompt, AdaRMS, text answers), "pi0" (state token, time concatenated with the
+            action) or "pi0_fast" (actions as text).
     """
 
     vision: VisionConfig
     vlm: GemmaConfig
-    expert: GemmaConfig
+    expert: GemmaConfig | None
     vocab_size: int
     horizon: int = 50
     max_action_dim: int = 32
     max_prompt_tokens: int = 200
     max_subtask_tokens: int = 32
+    max_action_tokens: int = 256
     cameras: tuple[str, ...] = field(
         default=("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb", "base_1_rgb"),
     )
     expert_cameras: tuple[str, ...] = field(default=("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"))
     insulate: bool = True
+    conditions: int = 0
     clip_state: bool = True
     state_in_prompt: bool = True
     relative_entries: tuple[int, ...] = ()
+    policy: PolicyName = "pi05"
 
     def __post_init__(self) -> None:
-        for name in ("depth", "heads", "kv_heads", "head_dim"):
+        if self.policy not in POLICIES:
+            raise ValueError(f"unknown policy {self.policy!r}; choose one of {', '.join(POLICIES)}")
+        if (self.expert is None) != (self.policy == "pi0_fast"):
+            raise ValueError(f"{self.policy} {'needs an' if self.expert is None else 'has no'} action expert")
+        for name in ("depth", "heads", "kv_heads", "head_dim") if self.expert else ():
             vlm, expert = getattr(self.vlm, name), getattr(self.expert, name)
             if vlm != expert:
                 raise ValueError(f"vlm and expert must agree in {name}: {vlm} != {expert}")
         unknown = [key for key in self.expert_cameras if key not in self.cameras]
         if unknown:
             raise ValueError(f"expert_cameras {unknown} are not among cameras {list(self.cameras)}")
+        if self.conditions == 1 or self.conditions < 0:
+            raise ValueError(f"conditions is {self.conditions}; valid: 0, or 2 and more (row 0 means no condition)")
 
     @property
     def image_size(self) -> int:
         """Edge of the square input image in pixels."""
         return self.vision.image_size
 
+    @property
+    def expert_camera_indices(self) -> list[int]:
+        """Where the expert's cameras stand among `cameras`."""
+        return [self.cameras.index(key) for key in self.expert_cameras]
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for config.json."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Pi05Config":
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """Rebuild from `to_dict`.
 
         Raises:
@@ -129,17 +151,21 @@ class Pi05Config:
         parts = dict(values)
         try:
             for name, part in (("vision", VisionConfig), ("vlm", GemmaConfig), ("expert", GemmaConfig)):
-                parts[name] = part(**parts[name])
+                parts[name] = None if parts[name] is None else part(**parts[name])
             for name in ("cameras", "expert_cameras", "relative_entries"):
                 if name in parts:
                     parts[name] = tuple(parts[name])
             return cls(**parts)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not a Pi05Config: {error}") from error
+            raise ValueError(f"not a ModelConfig: {error}") from error
 
 
-def _base() -> Pi05Config:
-    return Pi05Config(
+Pi05Config = ModelConfig
+
+
+def _base() -> ModelConfig:
+    """Return the published size: SigLIP So400m/14, Gemma 2B, a 300 M expert."""
+    return ModelConfig(
         vision=VisionConfig(width=1152, depth=27, mlp_dim=4304, heads=16, patch=14),
         vlm=GemmaConfig(width=2048, depth=18, mlp_dim=16384, heads=8, kv_heads=1, head_dim=256),
         expert=GemmaConfig(width=1024, depth=18, mlp_dim=4096, heads=8, kv_heads=1, head_dim=256),
@@ -147,14 +173,25 @@ def _base() -> Pi05Config:
     )
 
 
-def _tiny() -> Pi05Config:
+def _small() -> ModelConfig:
+    """Return about 100 M parameters: the published shapes made narrow, for one workstation GPU."""
+    return ModelConfig(
+        vision=VisionConfig(width=512, depth=12, mlp_dim=2048, heads=8, patch=16),
+        vlm=GemmaConfig(width=512, depth=12, mlp_dim=2048, heads=8, kv_heads=1, head_dim=64),
+        expert=GemmaConfig(width=256, depth=12, mlp_dim=1024, heads=8, kv_heads=1, head_dim=64),
+        vocab_size=5120,
+        max_prompt_tokens=128,
+    )
+
+
+def _tiny() -> ModelConfig:
     """Return the size that runs in real time on two CPU cores.
 
     Multiplications decide, in training as on the robot. Vision is not starved: a convolutional stem at 56 x 56 stands
     before the 28-pixel patches, because grasping needs edges to a fraction of a patch. Most weights are where they
     cost least: in the expert, which runs over 50 tokens, and in its modulations, which are computed once per step.
     """
-    return Pi05Config(
+    return ModelConfig(
         vision=VisionConfig(width=144, depth=3, mlp_dim=432, heads=4, patch=28, stem_channels=32),
         vlm=GemmaConfig(width=128, depth=4, mlp_dim=384, heads=4, kv_heads=1, head_dim=32),
         expert=GemmaConfig(width=192, depth=4, mlp_dim=512, heads=4, kv_heads=1, head_dim=32),
@@ -164,8 +201,8 @@ def _tiny() -> Pi05Config:
     )
 
 
-def _debug() -> Pi05Config:
-    return Pi05Config(
+def _debug() -> ModelConfig:
+    return ModelConfig(
         vision=VisionConfig(width=32, depth=1, mlp_dim=64, heads=2, patch=56, stem_channels=8),
         vlm=GemmaConfig(width=32, depth=2, mlp_dim=64, heads=2, kv_heads=1, head_dim=16),
         expert=GemmaConfig(width=32, depth=2, mlp_dim=64, heads=2, kv_heads=1, head_dim=16),
@@ -175,5 +212,21 @@ def _debug() -> Pi05Config:
     )
 
 
-PRESETS: dict[str, Pi05Config] = {"pi05_base": _base(), "pi05_tiny": _tiny(), "pi05_debug": _debug()}
-"""Named sizes. `pi05_base` is the published π0.5."""
+_SIZES = {"base": _base(), "small": _small(), "tiny": _tiny(), "debug": _debug()}
+_ONE_VIEW = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+
+def _of(policy: PolicyName, size: ModelConfig) -> ModelConfig:
+    """Return a size as another policy; only π0.5 has a planner, so only it has cameras that the expert lacks."""
+    if policy == "pi0":  # its prompt is the task alone
+        return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, max_prompt_tokens=48)
+    if policy == "pi0_fast":
+        prompt = min(250, size.max_prompt_tokens + 50)
+        return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, expert=None, max_prompt_tokens=prompt)
+    return size
+
+
+PRESETS: dict[str, ModelConfig] = {
+    f"{policy}_{name}": _of(policy, size) for policy in POLICIES for name, size in _SIZES.items()
+}
+"""Named sizes of every policy. `pi05_base`, `pi0_base` and `pi0_fast_base` are the published ones."""

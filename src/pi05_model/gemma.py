@@ -28,7 +28,8 @@ ROPE_BASE = 10_000.0
 class Modulation(NamedTuple):
     """What a time embedding does to one norm: norm(x) * scale + shift, and a gate on the residual branch.
 
-    Each is [B, 1, W] in float32; `scale` already contains the 1 of (1 + scale).
+    Each is [B, 1, W], or [B, T, W] where every token has a time of its own, in float32; `scale` already contains the
+    1 of (1 + scale).
     """
 
     scale: Tensor
@@ -47,6 +48,12 @@ class KeyValues:
         """Return the same numbers without their history."""
         return KeyValues(self.key.detach(), self.value.detach())
 
+    def repeat(self, times: int) -> "KeyValues":
+        """Return these for a batch that is repeated."""
+        if times == 1:
+            return self
+        return KeyValues(self.key.repeat(times, 1, 1, 1), self.value.repeat(times, 1, 1, 1))
+
     def append(self, new: "KeyValues") -> "KeyValues":
         """Return these followed by `new`."""
         return KeyValues(torch.cat([self.key, new.key], dim=2), torch.cat([self.value, new.value], dim=2))
@@ -59,12 +66,43 @@ def rms_normalise(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + NORM_EPS)
 
 
+class StaticCache:
+    """Keys and values of one layer in memory that is allocated once: what generation appends costs no copy of the past.
+
+    Args:
+        past: what is known already, such as the prefix.
+        room: how many tokens may follow.
+    """
+
+    def __init__(self, past: KeyValues, room: int) -> None:
+        batch, heads, length, dim = past.key.shape
+        self._key = past.key.new_empty(batch, heads, length + room, dim)
+        self._value = torch.empty_like(self._key)
+        self._length = 0
+        self.append(past)
+        self.keep(length)
+
+    def append(self, new: KeyValues) -> KeyValues:
+        """Return what is kept followed by `new`. The next call overwrites `new` unless `keep` is called before."""
+        end = self._length + new.key.shape[2]
+        self._key[:, :, self._length : end] = new.key
+        self._value[:, :, self._length : end] = new.value
+        return KeyValues(self._key[:, :, :end], self._value[:, :, :end])
+
+    def keep(self, tokens: int) -> None:
+        """Keep the next `tokens` tokens of the last `append`."""
+        self._length += tokens
+
+
+Past = KeyValues | StaticCache
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with Gemma's (1 + weight)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.zeros(width, dtype=torch.float32))
 
     def forward(self, x_BTW: Tensor, _: Modulation | None = None) -> Tensor:
         return (rms_normalise(x_BTW.float()) * (1 + self.weight)).to(x_BTW.dtype)
@@ -88,11 +126,11 @@ class AdaRMSNorm(nn.Module):
         normed = rms_normalise(x_BTW.float())
         return torch.addcmul(modulation.shift, normed, modulation.scale).to(x_BTW.dtype)
 
-    def modulation(self, cond_BW: Tensor | None) -> Modulation | None:
-        """Return the modulation for time embeddings [B, W]."""
-        if cond_BW is None:
+    def modulation(self, cond_BTW: Tensor | None) -> Modulation | None:
+        """Return the modulation for time embeddings [B, 1, W] or [B, T, W]."""
+        if cond_BTW is None:
             return None
-        scale, shift, gate = self.dense(cond_BW)[:, None, :].chunk(3, dim=-1)
+        scale, shift, gate = self.dense(cond_BTW).chunk(3, dim=-1)
         return Modulation(1 + scale, shift, gate)
 
 
@@ -133,7 +171,7 @@ class Attention(nn.Module):
         init_linear(self.out, (2 * config.depth) ** -0.5)
 
     def forward(
-        self, x_BTW: Tensor, rope: Rope, mask_BTS: Tensor | None, past: KeyValues | None
+        self, x_BTW: Tensor, rope: Rope, mask_BTS: Tensor | None, past: Past | None
     ) -> tuple[Tensor, KeyValues]:
         """Return (output [B, T, W], this call's own keys and values)."""
         config = self.config
@@ -200,7 +238,7 @@ class Layer(nn.Module):
         x_BTW: Tensor,
         rope: Rope,
         mask_BTS: Tensor | None,
-        past: KeyValues | None,
+        past: Past | None,
         modulations: Sequence[Modulation | None],
     ) -> tuple[Tensor, KeyValues]:
         before, after = modulations
@@ -228,17 +266,17 @@ class GemmaStack(nn.Module):
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.layers))
 
-    def modulations(self, cond_BW: Tensor | None) -> list[Modulation | None]:
-        """Return what a time embedding [B, W] does to each norm, in the order in which `forward` uses them."""
+    def modulations(self, cond_BTW: Tensor | None) -> list[Modulation | None]:
+        """Return what time embeddings [B, 1 or T, W] do to each norm, in the order in which `forward` uses them."""
         norms = [norm for layer in self._layers for norm in (layer.attention_norm, layer.mlp_norm)]
-        return [norm.modulation(cond_BW) for norm in (*norms, self.norm)]
+        return [norm.modulation(cond_BTW) for norm in (*norms, self.norm)]
 
     def forward(
         self,
         x_BTW: Tensor,
         rope: Rope,
         mask_BTS: Tensor | None,
-        past: Sequence[KeyValues] | None = None,
+        past: Sequence[Past] | None = None,
         modulations: Sequence[Modulation | None] | None = None,
     ) -> tuple[Tensor, list[KeyValues]]:
         """Run the stack.
@@ -261,11 +299,13 @@ class GemmaStack(nn.Module):
             own.append(kv)
         return self.norm(x_BTW, modulations[-1]), own
 
-    def keys_values(self, x_BTW: Tensor, rope: Rope, mask_BTT: Tensor | None) -> list[KeyValues]:
-        """Return what `forward` would cache, without the last layer's output, which only a reader of text needs."""
+    def keys_values(
+        self, x_BTW: Tensor, rope: Rope, mask_BTS: Tensor | None, past: Sequence[Past] | None = None
+    ) -> list[KeyValues]:
+        """Return what `forward` would cache, without the last layer's output; for a stack that is not adaptive."""
         own: list[KeyValues] = []
-        for layer in self._layers[:-1]:
-            x_BTW, kv = layer(x_BTW, rope, mask_BTT, None, (None, None))
+        for i, layer in enumerate(self._layers[:-1]):
+            x_BTW, kv = layer(x_BTW, rope, mask_BTS, None if past is None else past[i], (None, None))
             own.append(kv)
         last = self._layers[-1]
         own.append(last.attention.keys_values(last.attention_norm(x_BTW), rope))

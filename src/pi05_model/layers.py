@@ -52,7 +52,10 @@ def pack_for_cpu(module: nn.Module) -> bool:
 
 
 class HeadLinear(nn.Linear):
-    """`nn.Linear` that computes in float32: action heads, time MLP, AdaRMS modulations."""
+    """`nn.Linear` in float32 whatever the rest is: action heads, time MLP, AdaRMS modulations."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.float(), self.weight, self.bias)
@@ -62,7 +65,7 @@ class LayerNorm(nn.LayerNorm):
     """SigLIP's layer norm in float32; the result has the input's dtype."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
+        super().__init__(width, eps=1e-6, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)

@@ -15,11 +15,20 @@ new block (`starts`), and query i sees key j iff j's block is not later than i's
              1110
              1111
 
-    starts   0 0 1 0        a prompt, then a block of actions: bidirectional inside, unseen by the prompt
+    starts   0 0 1 0        a prompt, then a block of actions: bidirectional inside, unseen by the prompt (π0.5)
              1100
              1100
              1111
              1111
+
+    starts   0 0 1 1 0      a prompt, the state token, then a block of actions (π0)
+             11000
+             11000
+             11100
+             11111
+             11111
+
+Actions never see the answer that may stand between (subtask, FAST tokens): of the prefix they see `Prefix.prompt` alone.
 """
 
 import torch
@@ -44,9 +53,14 @@ def block_mask(starts_BL: Tensor, valid_BL: Tensor) -> Tensor:
     return (sees_BLL & both_BLL) | itself_LL
 
 
-def suffix_mask(prefix_valid_BP: Tensor, starts_BS: Tensor, valid_BS: Tensor) -> Tensor:
-    """Return the mask of suffix queries over prefix and suffix keys: bool [B, S, P + S]."""
-    prefix_BSP = prefix_valid_BP[:, None, :].expand(-1, starts_BS.shape[1], -1)
+def suffix_mask(prefix_seen_BP: Tensor, starts_BS: Tensor, valid_BS: Tensor) -> Tensor:
+    """Return the mask of suffix queries over prefix and suffix keys: bool [B, S, P + S].
+
+    Args:
+        prefix_seen_BP: bool, the part of the prefix that the suffix sees.
+        starts_BS, valid_BS: of the suffix.
+    """
+    prefix_BSP = prefix_seen_BP[:, None, :].expand(-1, starts_BS.shape[1], -1)
     return torch.cat([prefix_BSP, block_mask(starts_BS, valid_BS)], dim=2)
 
 

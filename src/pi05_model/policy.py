@@ -21,7 +21,7 @@ from pi05_model.layers import cast_compute_weights, pack_for_cpu
 from pi05_model.observation import Observation
 from pi05_model.pi05 import Pi05
 from pi05_model.preprocess import Preprocessor
-from pi05_model.tokenizer import TokenTrie
+from pi05_model.decoding import TokenTrie
 
 KEPT_FEATURES = 16
 

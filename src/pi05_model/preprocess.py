@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pi05_model.batch import ModelInput, Text, TrainBatch
-from pi05_model.config import Pi05Config
+from pi05_model.config import ModelConfig
 from pi05_model.images import resize_with_pad, to_unit
 from pi05_model.normalize import NormStats
 from pi05_model.observation import Image, Observation
@@ -35,7 +35,7 @@ class Preprocessor:
         ValueError: statistics or vocabulary do not fit the network.
     """
 
-    def __init__(self, config: Pi05Config, stats: Mapping[str, NormStats], tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, stats: Mapping[str, NormStats], tokenizer: Tokenizer) -> None:
         missing = {"state", "actions"} - stats.keys()
         if missing:
             raise ValueError(f"statistics lack {sorted(missing)}; they hold {sorted(stats)}")

@@ -95,7 +95,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, out_width: int) -> None:
         super().__init__()
         self.embed = PatchEmbedding(config)
-        self.position = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
+        self.position = nn.Parameter(torch.randn(config.tokens, config.width, dtype=torch.float32) * 0.02)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.norm = LayerNorm(config.width)
         self.projector = Linear(config.width, out_width)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pi05_model.flow import Solver, integrate, interpolate, sample_time
+from pi05_model.flow import Solver, given_steps, integrate, interpolate, sample_time
 
 
 def error(solver: Solver, steps: int) -> float:
@@ -23,14 +23,23 @@ def test_order_of_convergence(solver: Solver, order: int) -> None:
 
 def test_straight_path_needs_one_step() -> None:
     noise, actions = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
-    _, velocity = interpolate(noise, actions, torch.rand(2))
+    _, velocity = interpolate(noise, actions, torch.rand(2, 1))
     torch.testing.assert_close(integrate(lambda x, t: velocity, noise, steps=1), actions)
 
 
 def test_ends_of_the_path() -> None:
     noise, actions = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
-    assert torch.equal(interpolate(noise, actions, torch.ones(2))[0], noise)
-    assert torch.equal(interpolate(noise, actions, torch.zeros(2))[0], actions)
+    assert torch.equal(interpolate(noise, actions, torch.ones(2, 1))[0], noise)
+    assert torch.equal(interpolate(noise, actions, torch.zeros(2, 5))[0], actions)
+
+
+def test_given_steps_are_clean_and_not_learned() -> None:
+    noise, actions = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    times, mask = given_steps(torch.tensor([[0.3], [0.8]]), torch.ones(2, 5, 3, dtype=torch.bool), torch.tensor([0, 2]))
+    assert torch.equal(times, torch.tensor([[0.3] * 5, [0, 0, 0.8, 0.8, 0.8]]))
+    assert mask[0].all() and not mask[1, :2].any() and mask[1, 2:].all()
+    noisy, _ = interpolate(noise, actions, times)
+    assert torch.equal(noisy[1, :2], actions[1, :2]) and not torch.equal(noisy[1, 2:], actions[1, 2:])
 
 
 def test_training_times_follow_beta() -> None:

@@ -7,7 +7,7 @@ import torch
 from conftest import CONFIG, random_model
 
 from pi05_model.batch import Text, TrainBatch
-from pi05_model.config import PRESETS, Pi05Config
+from pi05_model.config import PRESETS, ModelConfig
 from pi05_model.pi05 import Pi05
 
 
@@ -61,7 +61,7 @@ def test_insulation_changes_no_loss(model: Pi05, batch: TrainBatch) -> None:
 def test_a_new_network_ignores_time_and_keeps_its_residual_stream(batch: TrainBatch) -> None:
     torch.manual_seed(0)
     model = Pi05(CONFIG)
-    for modulation in model.time_modulations(torch.tensor([0.1, 0.9])):
+    for modulation in model.step(torch.tensor([[0.1], [0.9]])).modulations:
         assert modulation is not None
         assert (modulation.scale == 1).all() and (modulation.shift == 0).all() and (modulation.gate == 0).all()
 
@@ -79,7 +79,8 @@ def test_flow_loss_counts_real_steps_and_dimensions_alone(model: Pi05, batch: Tr
     with torch.no_grad():
         features = model.encode_images(batch.images)
         prefix = model.embed_prefix(features[:, :3], batch.image_mask[:, :3], batch.expert)
-        errors = model.flow_loss(prefix, batch.actions, True, given["noise"], given["time"])
+        cache = model.prefix_keys_values(prefix)
+        errors = model.flow_errors(batch.actions, given["noise"], given["time"][:, None], prefix.prompt, cache)
         torch.testing.assert_close(model.losses(batch, **given)["flow"], errors[batch.action_mask].mean())
     assert not torch.isclose(errors.mean(), errors[batch.action_mask].mean())
 
@@ -163,17 +164,17 @@ def test_alpha_zero_leaves_the_expert_out(model: Pi05, batch: TrainBatch) -> Non
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_configurations_survive_json(name: str) -> None:
-    assert Pi05Config.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+    assert ModelConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
 
 
 def test_configurations_that_cannot_be_are_refused() -> None:
     values = CONFIG.to_dict()
     with pytest.raises(ValueError, match="agree in head_dim"):
-        Pi05Config.from_dict({**values, "expert": {**values["expert"], "head_dim": 8}})
+        ModelConfig.from_dict({**values, "expert": {**values["expert"], "head_dim": 8}})
     with pytest.raises(ValueError, match="surprise"):
-        Pi05Config.from_dict({**values, "surprise": 1})
+        ModelConfig.from_dict({**values, "surprise": 1})
     with pytest.raises(ValueError, match="vocab_size"):
-        Pi05Config.from_dict({name: value for name, value in values.items() if name != "vocab_size"})
+        ModelConfig.from_dict({name: value for name, value in values.items() if name != "vocab_size"})
 
 
 def test_published_size() -> None:

@@ -13,9 +13,10 @@ from pi05_model.batch import ModelInput, Text, TrainBatch
 from pi05_model.checkpoint import CheckpointError, load_weights
 from pi05_model.config import GemmaConfig, Pi05Config, VisionConfig
 from pi05_model.engine import Engine
+from pi05_model.flow_policy import time_embedding
 from pi05_model.images import resize_with_pad
 from pi05_model.lerobot import from_lerobot, rows
-from pi05_model.pi05 import Pi05, time_embedding
+from pi05_model.pi05 import Pi05
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no reference fixture at {REFERENCE}")
@@ -86,10 +87,8 @@ def test_time_embedding(given: dict, expected: dict) -> None:
 def test_velocity(model: Pi05, inputs: ModelInput, given: dict, expected: dict) -> None:
     with torch.no_grad():
         prefix = model.embed_prefix(model.encode_images(inputs.images), inputs.image_mask, inputs.text)
-        place = model.suffix_place(prefix.valid, model.config.horizon)
-        v_t = model.velocity(
-            given["x_t"], model.time_modulations(given["time"]), model.prefix_keys_values(prefix), place
-        )
+        past, place = model.context(model.prefix_keys_values(prefix), prefix.prompt)
+        v_t = model.velocity(given["x_t"], model.step(given["time"][:, None]), past, place)
     torch.testing.assert_close(v_t, expected["v_t"], atol=1e-5, rtol=0)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pi05_model.batch import Text, TrainBatch
 from pi05_model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pi05_model.config import PRESETS, Pi05Config
+from pi05_model.config import PRESETS, ModelConfig
 from pi05_model.normalize import NormStats
 from pi05_model.pi05 import Pi05
 from pi05_model.preprocess import Preprocessor, relative_actions
@@ -306,7 +306,7 @@ class Trainer:
             raise FileNotFoundError(f"{self.config.data_root}: no episode_*.npz files")
         return paths
 
-    def _configure(self, loaded: Checkpoint | None) -> Pi05Config:
+    def _configure(self, loaded: Checkpoint | None) -> ModelConfig:
         relative = tuple(int(i) for i in self.contract.position_index) if self.config.relative else ()
         if loaded:
             entries = relative if self.config.change_actions else loaded.config.relative_entries

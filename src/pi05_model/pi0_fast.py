@@ -1,0 +1,20 @@
+"""π0-FAST: no action expert; the chunk is text, said token by token after the prompt. Source: arXiv 2501.09747."""
+
+from torch import Tensor
+
+from pi05_model.backbone import Backbone
+from pi05_model.batch import TrainBatch
+
+
+class Pi0Fast(Backbone):
+    """Network and loss of π0-FAST."""
+
+    def losses(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """Return scalar losses: "total" and "fast" (mean cross entropy of the action tokens), "fast_accuracy"."""
+        seen = self.config.expert_camera_indices
+        features = self.encode_images(batch.images[:, seen])
+        hidden, _ = self.run_prefix(self.embed_prefix(features, batch.image_mask[:, seen], batch.expert))
+        loss, accuracy = self.text_loss(hidden, batch.expert, self.config.max_action_tokens)
+        return {"total": loss, "fast": loss, "fast_accuracy": accuracy}
+
+    forward = losses
