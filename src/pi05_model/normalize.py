@@ -113,13 +113,13 @@ class NormStats:
         Raises:
             ValueError: the last dimension is not D.
         """
-        centre, half = self._centre_and_half()
-        return (self._checked(values) - centre) / half
+        origin, scale, offset = self._affine()
+        return (self._checked(values) - origin) / scale + offset
 
     def unnormalise(self, values: ArrayLike) -> Floats:
         """Invert `normalise`."""
-        centre, half = self._centre_and_half()
-        return self._checked(values) * half + centre
+        origin, scale, offset = self._affine()
+        return (self._checked(values) - offset) * scale + origin
 
     def _checked(self, values: ArrayLike) -> Floats:
         array = np.asarray(values, dtype=np.float64)
@@ -127,17 +127,20 @@ class NormStats:
             raise ValueError(f"values are {array.shape}, the statistics are of [..., {self.dim}]")
         return array
 
-    def _centre_and_half(self) -> tuple[Floats, Floats]:
-        """Return what becomes 0, and its distance to what becomes 1."""
+    def _affine(self) -> tuple[Floats, Floats, float]:
+        """Return (origin, scale, offset) of (x - origin) / scale + offset.
+
+        The origin is q01 where the references subtract q01: about the middle, a range near 0 would lose its digits.
+        """
         if self.method == "mean_std":
             if self.family == "project":
-                return self.mean, np.maximum(self.std, self.min_range / 2)
-            return self.mean, self.std + (OPENPI_EPS if self.family == "openpi" else LEROBOT_EPS)
+                return self.mean, np.maximum(self.std, self.min_range / 2), 0.0
+            return self.mean, self.std + (OPENPI_EPS if self.family == "openpi" else LEROBOT_EPS), 0.0
         spread = self.q99 - self.q01
         if self.family == "project":
-            return (self.q99 + self.q01) / 2, np.maximum(spread, self.min_range) / 2
+            return (self.q99 + self.q01) / 2, np.maximum(spread, self.min_range) / 2, 0.0
         wide = spread + OPENPI_EPS if self.family == "openpi" else np.where(spread == 0, LEROBOT_EPS, spread)
-        return self.q01 + wide / 2, wide / 2
+        return self.q01, wide / 2, -1.0
 
 
 def load_norm_stats(

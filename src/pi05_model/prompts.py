@@ -105,7 +105,7 @@ def require_text(text: str, what: str) -> str:
     Raises:
         ValueError: nothing of it is left in a prompt; `what` says what it should have been.
     """
-    if not clean(text):
+    if not clean(text).strip():
         raise ValueError(f"{what} is empty ({text!r}); say what to do, such as 'clear the table'")
     return text
 
