@@ -132,6 +132,9 @@ def check_image(image: Image, name: str = "image") -> Image:
 def _interpolate(images: Tensor, height: int, width: int) -> Tensor:
     if tuple(images.shape[-2:]) == (height, width):
         return images
+    if not images.is_floating_point() and (height, width) == (1, 1):
+        # torch 2.13 fails an assertion of its own when uint8 images shrink to one pixel.
+        return _interpolate(images.float() / 255, height, width).mul(255).round().to(torch.uint8)
     flat = images.reshape(-1, *images.shape[-3:])
     # For uint8, torch interpolates in fixed point and rounds; going through float differs in the last bit.
     resized = F.interpolate(flat, (height, width), mode="bilinear", align_corners=False)
