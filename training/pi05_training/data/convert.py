@@ -1,0 +1,371 @@
+"""Bags into a dataset: one bag at a time per process, in constant memory, all or nothing per episode.
+
+What always holds: a bag is staged by any process and committed by this one, in the order given, so that the dataset
+does not depend on the number of processes or on the engine. `meta/conversion/<bag>.json` remembers what a bag was when
+it was converted and how; a bag that is unchanged is left alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pi05_ros.contract import Contract, load_contract
+from pi05_ros.ingest import SourceRule
+from pi05_training.data import report as reports
+from pi05_training.data.bags import Bag, open_bag
+from pi05_training.data.commands import ChunkCommands
+from pi05_training.data.episode import DatasetError, EpisodeInfo, EpisodeWriter
+from pi05_training.data.folder_writer import FolderWriter, Layout
+from pi05_training.data.frames import FrameMaker, PartFrame
+from pi05_training.data.journal import Journal, bag_digest
+from pi05_training.data.sources import RobotSource, Source
+
+Format = Literal["folder", "lerobot"]
+# Part of every fingerprint: raised when the same bag would give another dataset.
+VERSION = 1
+
+
+class StagedEpisode(EpisodeWriter, Protocol):
+    """A writer whose episode can be finished here and added to the dataset elsewhere."""
+
+    def stage(self) -> Path:
+        """Finish the files and return their folder."""
+
+
+class DatasetWriter(Protocol):
+    """A dataset that grows by episodes."""
+
+    def episodes(self) -> list[str]:
+        """Return the names of the episodes that are there."""
+
+    def episode(self, info: EpisodeInfo) -> StagedEpisode:
+        """Start an episode."""
+
+    def commit(self, staged: Path) -> None:
+        """Add a staged episode."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How bags are converted; the same for all of a dataset.
+
+    Attributes:
+        contract: the robot.
+        format, layout: of the dataset.
+        rules: how samples are taken, by camera name or "state".
+        mapping: contents of a mapping file, for bags of another robot; "" for this robot's.
+        namespace: of the topics; None finds it out.
+        task: for bags that do not say.
+        min_frames: a shorter stretch becomes no episode.
+    """
+
+    contract: Contract
+    format: Format = "folder"
+    layout: Layout = "a"
+    rules: dict[str, SourceRule] = field(default_factory=dict)
+    mapping: str = ""
+    namespace: str | None = None
+    task: str = ""
+    min_frames: int = 10
+
+    def fingerprint(self) -> str:
+        """Return what identifies these settings."""
+        data = {**dataclasses.asdict(self), "contract": self.contract.model_dump(mode="json"), "version": VERSION}
+        return json.dumps(data, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bag to convert: where it is, the name of its first episode, where to stage it, how."""
+
+    bag: Path
+    name: str
+    root: Path
+    settings: Settings
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A staged bag: its job, its report, and the folders of its episodes by name."""
+
+    job: Job
+    report: dict[str, Any]
+    staged: dict[str, Path]
+
+
+class Engine(Protocol):
+    """Runs jobs and gives their results in the order of the jobs."""
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[Converted]:
+        """Run all jobs."""
+
+
+def convert_bag(job: Job) -> Converted:
+    """Convert one bag into staged episodes. Never raises for what is wrong with the bag: the report says it."""
+    about: dict[str, Any] = {"name": job.name, "bag": str(job.bag), "status": "converted"}
+    staged: dict[str, Path] = {}
+    try:
+        bag = open_bag(job.bag)
+        source = make_source(bag, job.settings)
+        task = bag.custom.get("task", "") or bag.custom.get("prompt", "") or job.settings.task
+        maker = FrameMaker(job.settings.contract, source.cameras, source.commands, task, job.settings.rules)
+        parts = _Parts(job, outcome_of(bag))
+        for message in bag.messages(source.topics):
+            for made in source.feed(message, maker):
+                parts.add(made)
+        for made in maker.finish():
+            parts.add(made)
+        parts.end()
+        staged = parts.staged
+        about |= {**reports.describe(maker.stats), "episodes": list(staged), "short_parts": parts.short}
+        about |= {"damage": bag.damage.describe(), "refused": dict(source.refused), "outcome": outcome_of(bag)}
+        about["clock_shift_s"] = source.shift_ns / 1e9
+        if isinstance(source.commands, ChunkCommands):
+            commands = source.commands
+            about |= {"chunks": commands.accepted, "chunks_refused": dict(commands.refused), "holds": commands.held}
+        if not staged:
+            about["error"] = f"{job.bag}: no episode in it: {_why_nothing(about, source)}"
+    except (DatasetError, OSError) as error:
+        about["error"] = str(error)
+        for folder in staged.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        staged = {}
+    return Converted(job, about, staged)
+
+
+class _Parts:
+    """Gives every part of a bag its episode."""
+
+    def __init__(self, job: Job, outcome: str) -> None:
+        self._job, self._outcome = job, outcome
+        self._writer = make_writer(job.root, job.settings)
+        self._episode: StagedEpisode | None = None
+        self._part, self._frames, self._name = -1, 0, ""
+        self.staged: dict[str, Path] = {}
+        self.short = 0
+
+    def add(self, made: PartFrame) -> None:
+        if made.part != self._part:
+            self.end()
+            self._begin(made)
+        assert self._episode is not None
+        try:
+            self._episode.add(made.frame)
+        except BaseException:
+            self._episode.discard()
+            raise
+        self._frames += 1
+
+    def _begin(self, made: PartFrame) -> None:
+        if not made.task:
+            raise DatasetError(f"{self._job.bag}: does not say its task; give it with --task")
+        number = len(self.staged) + 1
+        self._name = self._job.name if number == 1 else f"{self._job.name}_part{number}"
+        fps = self._job.settings.contract.rates.action_hz
+        self._episode = self._writer.episode(EpisodeInfo(self._name, made.task, self._outcome, fps))
+        self._part, self._frames = made.part, 0
+
+    def end(self) -> None:
+        episode, self._episode = self._episode, None
+        if episode is None:
+            return
+        if self._frames < self._job.settings.min_frames:
+            self.short += 1
+            episode.discard()
+        else:
+            self.staged[self._name] = episode.stage()
+
+
+def convert(
+    bags: Sequence[Path], root: Path, settings: Settings, engine: Engine, progress: "Progress | None" = None
+) -> list[dict[str, Any]]:
+    """Convert bags into the dataset at `root`, new or already there.
+
+    Args:
+        bags: recordings, as `find_bags` gives them.
+        root: folder of the dataset.
+        settings: how.
+        engine: what runs the jobs.
+        progress: told about every bag that is done.
+
+    Returns:
+        One report per bag, in order; `error` says why a bag was not converted.
+
+    Raises:
+        DatasetError: the dataset that is there does not fit.
+    """
+    writer = make_writer(root, settings)
+    found = {path: _plan(path, root, settings) for path in bags}
+    journal = Journal(root)
+    done: dict[Path, dict[str, Any]] = {}
+    jobs: list[Job] = []
+    taken = {*writer.episodes(), *journal.names()}
+    for path, fingerprint in found.items():
+        entry = journal.of(path, fingerprint)
+        there = set(writer.episodes()) if entry else set()
+        if entry and entry["fingerprint"] == fingerprint and there >= set(entry["report"]["episodes"]):
+            journal.settle(entry)
+            done[path] = {**entry["report"], "status": "unchanged"}
+            continue
+        if entry:
+            _make_room(writer, root, entry, there)
+            journal.forget(entry)
+        name = entry["report"]["name"] if entry else _free_name(path, taken)
+        taken.add(name)
+        jobs.append(Job(path, name, root, settings, fingerprint))
+    for converted in engine(jobs) if jobs else ():
+        done[converted.job.bag] = _commit(writer, journal, converted)
+        if progress is not None:
+            progress(converted.report)
+    return [done[path] for path in bags]
+
+
+class Progress(Protocol):
+    """Hears of every bag that is done."""
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        """Take the report of a bag."""
+
+
+def _commit(writer: DatasetWriter, journal: "Journal", converted: Converted) -> dict[str, Any]:
+    report = converted.report
+    if report.get("error"):
+        return report
+    entry = {"fingerprint": converted.job.fingerprint, "bag": str(converted.job.bag.resolve()), "report": report}
+    # The journal comes first: when this process is killed in between, the next one knows whose these episodes are.
+    journal.announce(entry)
+    for folder in converted.staged.values():
+        writer.commit(folder)
+    journal.settle(entry)
+    return report
+
+
+def _make_room(writer: DatasetWriter, root: Path, entry: dict[str, Any], there: set[str]) -> None:
+    """Take away what a bag gave before, because it or the settings changed."""
+    old = [name for name in entry["report"]["episodes"] if name in there]
+    if not old:
+        return
+    if not isinstance(writer, FolderWriter):
+        raise DatasetError(
+            f"{root}: {entry['bag']} or the settings changed since it was converted, and episodes of this format "
+            "cannot be replaced; give another folder"
+        )
+    for name in old:
+        writer.remove(name)
+
+
+def make_writer(root: Path, settings: Settings) -> DatasetWriter:
+    """Open the dataset for writing.
+
+    Raises:
+        DatasetError: what is there does not fit.
+    """
+    contract = settings.contract
+    if settings.format == "folder":
+        return FolderWriter(root, contract, settings.layout)
+    from pi05_training.data.lerobot_writer import LeRobotFormat, LeRobotWriter
+
+    fps = contract.rates.action_hz
+    if fps != int(fps):
+        raise DatasetError(f"a LeRobot dataset needs a whole number of frames per second, the contract has {fps:g}")
+    layout = LeRobotFormat(
+        names=contract.names,
+        cameras=tuple(contract.cameras),
+        image_size=(contract.image.height, contract.image.width),
+        fps=int(fps),
+        robot_type=contract.robot,
+    )
+    return LeRobotWriter(root, layout)
+
+
+def make_source(bag: Bag, settings: Settings) -> Source:
+    """Choose how a bag is read.
+
+    Raises:
+        DatasetError: the bag is of another robot, or topics are missing.
+    """
+    if settings.mapping:
+        from pi05_training.data.mapping import MappedSource, parse_mapping
+
+        return MappedSource(bag, settings.contract, parse_mapping(settings.mapping, settings.contract))
+    recorded = bag.contract()
+    if recorded is not None:
+        check_same_robot(bag.path, recorded, settings.contract)
+    return RobotSource(bag, settings.contract, settings.namespace)
+
+
+def choose_contract(bags: Iterable[Path], given: Path | None) -> Contract:
+    """Return the contract given, else that of the first bag that has one, else the package's own."""
+    if given is not None:
+        return load_contract(given)
+    for path in bags:
+        try:
+            found = open_bag(path).contract()
+        except DatasetError:
+            continue  # its own conversion will say so
+        if found is not None:
+            return found
+    return load_contract()
+
+
+def check_same_robot(path: Path, recorded: Contract, wanted: Contract) -> None:
+    """Check that a bag fits the dataset.
+
+    Raises:
+        DatasetError: names what differs.
+    """
+    pairs = {
+        "robot": (recorded.robot, wanted.robot),
+        "vector": (recorded.names, wanted.names),
+        "units": (recorded.units, wanted.units),
+        "cameras": (tuple(recorded.cameras), tuple(wanted.cameras)),
+        "image size": ((recorded.image.width, recorded.image.height), (wanted.image.width, wanted.image.height)),
+        "rates": (
+            (recorded.rates.action_hz, recorded.rates.chunk_steps),
+            (wanted.rates.action_hz, wanted.rates.chunk_steps),
+        ),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise DatasetError(
+                f"{path}: was recorded with another contract: {what} is {theirs}, the dataset has {ours}; "
+                "convert it into a dataset of its own"
+            )
+
+
+def outcome_of(bag: Bag) -> str:
+    """Return "success", "failure" or "" from the bag's metadata."""
+    said = bag.custom.get("outcome", "").strip().lower()
+    return {"true": "success", "1": "success", "success": "success", "": ""}.get(said, "failure" if said else "")
+
+
+def _plan(path: Path, root: Path, settings: Settings) -> str:
+    text = f"{bag_digest(path)}\0{settings.fingerprint()}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    stem = path.stem if path.is_file() else path.name
+    names = [stem, f"{path.resolve().parent.name}_{stem}"]
+    free = [name for name in names if name not in taken]
+    number = 2
+    while not free:
+        candidate = f"{names[1]}_{number}"
+        free = [candidate] if candidate not in taken else []
+        number += 1
+    return free[0]
+
+
+def _why_nothing(about: dict[str, Any], source: Source) -> str:
+    silent = [name for name, source in about["sources"].items() if not source["messages"]]
+    reasons = [f"nothing from {', '.join(silent)}"] if silent else []
+    if not about["frames"] and about["before_first_command"]:
+        reasons.append("no action_chunk was ever in force")
+    reasons += filter(None, [source.explain()])
+    return "; ".join([*reasons, *reports.notes({**about, "error": ""})]) or "it is empty"
