@@ -4,7 +4,7 @@ Frames stand on a regular grid (`Contract.rates.action_hz`). Images stay the JPE
 only a video layout encodes them again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,3 +106,13 @@ class Dataset(Protocol):
 
     def labels(self, index: int) -> tuple[Floats, Floats]:
         """Return state [D] and actions [H, D] of a sample without touching its images."""
+
+
+class Trajectories(Protocol):
+    """A dataset whose episodes can be read as a whole, without images, for statistics."""
+
+    def trajectories(self, first: int = 0, step: int = 1) -> Iterator[tuple[Floats, Floats]]:
+        """Yield state [T, D] and action [T, D] of the episodes first, first + step, …
+
+        Row t + k of the action is row k of the chunk of frame t.
+        """
