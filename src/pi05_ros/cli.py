@@ -29,6 +29,7 @@ class Command:
 COMMANDS = {
     "demo": Command("pi05_ros.demo:main", "Run the embedded policy on a seeded scene and write a report."),
     "up": Command("pi05_ros.up:main", "Start the graph: simulator or robot, policy, controller."),
+    "convert": Command("pi05_training.data.command:main", "Turn rosbags into a dataset."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
     "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
     "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),

@@ -32,6 +32,10 @@ class Journal:
         """Return the names of the bags."""
         return [entry["report"]["name"] for entry in self._entries]
 
+    def reports(self) -> list[dict[str, Any]]:
+        """Return the reports of the bags."""
+        return [entry["report"] for entry in self._entries]
+
     def of(self, bag: Path, fingerprint: str) -> dict[str, Any] | None:
         """Return the entry of a bag: the same contents wherever it lies now, or the same place."""
         same = [entry for entry in self._entries if entry["fingerprint"] == fingerprint]

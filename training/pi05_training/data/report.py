@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pi05_ros.ingest import STATE
 from pi05_training.data.frames import FrameStats
+from pi05_training.data.journal import Journal
 
 FILE = "report.json"
 
@@ -46,8 +47,10 @@ def over(report: Mapping[str, Any], threshold: float) -> bool:
 
 
 def write_report(root: Path, reports: Sequence[Mapping[str, Any]], threshold: float) -> Path:
-    """Write report.json into a dataset."""
+    """Write report.json into a dataset: every bag that it was made of, now or before, and those that failed now."""
     path = root / FILE
+    new = {report["name"] for report in reports}
+    reports = [*(old for old in Journal(root).reports() if old["name"] not in new), *reports]
     summary = {
         "bags": len(reports),
         "failed": sum(bool(report.get("error")) for report in reports),
