@@ -8,9 +8,9 @@ without `frames.json` every run stands alone. What is missing is an error that n
 import bisect
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,14 @@ class FolderDataset:
         """Return state [D] and actions [H, D] of a sample without touching its images."""
         state, actions, _ = self._arrays(*self._locate(index))
         return state, actions
+
+    def trajectories(self, first: int = 0, step: int = 1) -> Iterator[tuple[Floats, Floats]]:
+        """Yield state [T, D] and action [T, D] of the episodes first, first + step, …"""
+        starts = [number for number in range(len(self.runs)) if number == 0 or not self._goes_on(number - 1)]
+        for begin, end in list(pairwise([*starts, len(self.runs)]))[first::step]:
+            files = [self._files(number) for number in range(begin, end)]
+            states, actions = ([np.asarray(pair[k], np.float32) for pair in files] for k in (0, 1))
+            yield np.concatenate(states), np.concatenate(actions)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files behind."""

@@ -124,9 +124,9 @@ class LeRobotDataset:
         rows = self._frames.rows(index, min(index + self._horizon, episode.start + episode.length))
         return rows.state[0].copy(), self._pad(rows.action)
 
-    def trajectories(self) -> Iterator[tuple[Floats, Floats]]:
-        """Yield state [T, D] and action [T, D] of every episode."""
-        for episode in self.episodes:
+    def trajectories(self, first: int = 0, step: int = 1) -> Iterator[tuple[Floats, Floats]]:
+        """Yield state [T, D] and action [T, D] of the episodes first, first + step, …"""
+        for episode in self.episodes[first::step]:
             rows = self._frames.rows(episode.start, episode.start + episode.length)
             yield rows.state, rows.action
 
