@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": Command("pi05_ros.demo:main", "Run the embedded policy on a seeded scene and write a report."),
     "up": Command("pi05_ros.up:main", "Start the graph: simulator or robot, policy, controller."),
     "convert": Command("pi05_training.data.command:main", "Turn rosbags into a dataset."),
+    "stats": Command("pi05_training.data.stats_command:main", "Compute the normalisation statistics of datasets."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
     "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
     "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),
