@@ -5,6 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -196,25 +199,82 @@ def test_a_missing_file_says_what_would_do(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "words.txt")
 
 
-LOAD_FROM_CACHE = """
+def test_locations_that_a_file_calls_special_are_still_read(hub_folder: Path, tmp_path: Path) -> None:
+    content = json.loads((hub_folder / "tokenizer.json").read_text("utf-8"))
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    present = {token["content"] for token in content["added_tokens"]}
+    content["added_tokens"] = [{**token, "special": True} for token in content["added_tokens"]] + [
+        {"id": content["model"]["vocab"][piece], "content": piece, **plain}
+        for piece in LOCATIONS
+        if piece not in present
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode(["<loc0007> <eos>"])[0][0] == loaded.loc_id(7)
+    assert loaded.encode(["<loc0007> <eos>"]) == load_tokenizer(hub_folder).encode(["<loc0007> <eos>"])
+
+
+LOAD = """
+import sys
 from pi05_model.tokenizer import load_tokenizer
-print(load_tokenizer("some/model").fingerprint)
 try:
-    load_tokenizer("some/other")
+    print(load_tokenizer(sys.argv[1]).fingerprint)
 except FileNotFoundError as error:
     print(error)
 """
 
 
-def test_a_hub_id_is_found_in_the_cache_without_a_network(proto: bytes, tmp_path: Path) -> None:
+@pytest.fixture
+def requests() -> Iterator[tuple[str, list[str]]]:
+    """A hub that has nothing: its address, and the paths it was asked for."""
+    asked: list[str] = []
+
+    class Nothing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if "/some/" in self.path else "RepoNotFound")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def load_in_a_process(source: str, **environment: str) -> str:
+    """Return what LOAD prints; the hub's settings are read from the environment at import."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-c", LOAD, source]
+    return subprocess.run(
+        command, env={**inherited, **environment}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_a_hub_id_is_looked_up_in_the_cache_first(
+    proto: bytes, tmp_path: Path, requests: tuple[str, list[str]]
+) -> None:
+    endpoint, asked = requests
     snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "tokenizer.model").write_bytes(proto)
     (tmp_path / "models--some--model" / "refs").mkdir()
     (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
-    # The cache's place is read from the environment at import.
-    offline = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LOAD_FROM_CACHE]
-    output = subprocess.run(command, env=offline, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert output[0] == PaliGemmaTokenizer(SentencePieceBackend(proto)).fingerprint
-    assert output[1].startswith("some/other is no local file or folder") and "Offline, give the path" in output[1]
+    cache = str(tmp_path)
+    expected = PaliGemmaTokenizer(SentencePieceBackend(proto)).fingerprint
+    assert load_in_a_process("some/model", HF_HUB_CACHE=cache, HF_ENDPOINT=endpoint) == expected
+    # The library asks for other things of its own.
+    assert not [path for path in asked if "some/model" in path]
+
+    said = load_in_a_process("other/model", HF_HUB_CACHE=cache, HF_ENDPOINT=endpoint)
+    assert said.startswith("other/model is no local file or folder") and "Offline, give the path" in said
+    assert any("/other/model/" in path for path in asked)
+    # A repository without a SentencePiece file is asked for its tokenizer.json.
+    asked.clear()
+    load_in_a_process("some/empty", HF_HUB_CACHE=cache, HF_ENDPOINT=endpoint)
+    assert any("tokenizer.model" in path for path in asked) and any("tokenizer.json" in path for path in asked)
