@@ -31,10 +31,11 @@ COMMANDS = {
     "up": Command("pi05_ros.up:main", "Start the graph: simulator or robot, policy, controller."),
     "convert": Command("pi05_training.data.command:main", "Turn rosbags into a dataset."),
     "stats": Command("pi05_training.data.stats_command:main", "Compute the normalisation statistics of datasets."),
+    "record": Command("pi05_ros.record:main", "Record demonstrations as rosbags; repair what a crash cut off."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
     "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
     "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),
-    "bench": Command("pi05_ros.bench.stack:main", "Measure the figures of docs/benchmarks.md."),
+    "bench": Command("pi05_ros.bench.cli:main", "Measure the figures of docs/benchmarks.md."),
 }
 
 

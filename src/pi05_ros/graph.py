@@ -192,13 +192,18 @@ def build_graph(arguments: GraphArguments) -> list[NodeSpec]:
     """
     _check_choices(arguments)
     _check_combination(arguments)
-    common: dict[str, Any] = {
+    common = _common(arguments)
+    robot = _robot(arguments, common)
+    return [*robot, *_driver(arguments, common), *_recorder(arguments)]
+
+
+def _common(arguments: GraphArguments) -> dict[str, Any]:
+    """Fields that every node spec of a graph shares."""
+    return {
         "namespace": arguments.namespace.strip("/"),
         "params_file": _params_file(arguments),
         "log_level": arguments.log_level,
     }
-    robot = _robot(arguments, common)
-    return [*robot, *_driver(arguments, common), *_recorder(arguments, common)]
 
 
 def _robot(arguments: GraphArguments, common: dict[str, Any]) -> list[NodeSpec]:
@@ -250,14 +255,26 @@ def _driver(arguments: GraphArguments, common: dict[str, Any]) -> list[NodeSpec]
     ]
 
 
-def _recorder(arguments: GraphArguments, common: dict[str, Any]) -> list[NodeSpec]:
-    if not arguments.record:
-        return []
-    directory = Path(arguments.record).absolute()
+def _recorder(arguments: GraphArguments) -> list[NodeSpec]:
+    return [recorder_spec(arguments, arguments.record)] if arguments.record else []
+
+
+def recorder_spec(arguments: GraphArguments, directory: Path | str, on_activate: bool = True) -> NodeSpec:
+    """Return the recorder of a graph.
+
+    Args:
+        arguments: the graph.
+        directory: folder of the bags.
+        on_activate: record at once; otherwise it waits for `~/start`.
+
+    Raises:
+        GraphError: the folder is a file.
+    """
+    directory = Path(directory).absolute()
     if directory.exists() and not directory.is_dir():
         raise GraphError(f"record: {directory} is a file; give a folder")
-    parameters = {**_lifecycle(arguments), "directory": str(directory), "record_on_activate": True}
-    return [_single("recorder_node", parameters, **common)]
+    parameters = {**_lifecycle(arguments), "directory": str(directory), "record_on_activate": on_activate}
+    return _single("recorder_node", parameters, **_common(arguments))
 
 
 def _single(executable: str, parameters: Mapping[str, Value], name: str = "", **rest: Any) -> NodeSpec:

@@ -49,6 +49,7 @@ OFFERED: dict[str, Qos] = {
     topics.STATE: SENSOR,
     topics.TASK: LATCHED,
     topics.SUBTASK: LATCHED,
+    topics.EVENT: REPORT,
     topics.ACTION_CHUNK: CHUNK,
     topics.ACTION_CHUNK_DRY_RUN: CHUNK,
     topics.EFFORT_COMMANDS: LOW_LEVEL,

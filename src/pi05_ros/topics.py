@@ -10,6 +10,8 @@ ODOM = "odom"
 STATE = "state"
 TASK = "task"
 SUBTASK = "subtask"
+# What happened during an episode, in words (a slip, a person stepped in); recorded, heard by nobody.
+EVENT = "event"
 ACTION_CHUNK = "action_chunk"
 # What a policy would have said; nothing that moves the robot listens here.
 ACTION_CHUNK_DRY_RUN = "action_chunk_dry_run"

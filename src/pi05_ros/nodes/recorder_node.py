@@ -1,30 +1,31 @@
-"""Writes episodes as rosbags: `~/start`, `~/stop` (keeps the bag), `~/discard` (std_srvs/Trigger)."""
+"""Writes episodes as rosbags: `~/start`, `~/stop` (keeps the bag), `~/discard`, `~/mark`. See docs/recording.md."""
 
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-from rclpy.serialization import deserialize_message
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from pi05_ros import topics
-from pi05_ros.config import Doc
-from pi05_ros.health import Level, Status
-from pi05_ros.nodes.base import BaseNode, run
-from pi05_ros.qos import offered, recorded
-from pi05_ros.recording import BagRecording, recorded_topics
+from pi05_ros.config import ConfigError, Doc, OneOf
+from pi05_ros.health import Status
+from pi05_ros.nodes.base import BaseNode, monotonic_ns, run
+from pi05_ros.qos import recorded
+from pi05_ros.recording import parse_notes, recorded_topics
+from pi05_ros.recording_session import Session, SessionConfig
 
 
 @dataclass(frozen=True)
-class RecorderConfig:
-    """Parameters of recorder_node."""
+class RecorderConfig(SessionConfig):
+    """Parameters of recorder_node. Those from `task` on are read whenever a service is called."""
 
-    directory: Annotated[str, Doc("folder of the bags")] = "bags"
-    record_on_activate: Annotated[bool, Doc("start recording when activated, without waiting for ~/start")] = False
+    record_on_activate: Annotated[bool, Doc("record from activation on, whatever is missing")] = False
+    task: Annotated[str, Doc("the prompt, if nobody says it on the topic `task`")] = ""
+    notes: Annotated[str, Doc("for the bag's metadata, as `key=value; key=value` (seed, operator, …)")] = ""
+    mark: Annotated[str, Doc("what ~/mark writes")] = ""
+    mark_kind: Annotated[str, Doc("which topic of the bag it is written to"), OneOf(("subtask", "event"))] = "subtask"
 
 
 class RecorderNode(BaseNode[RecorderConfig]):
@@ -32,99 +33,89 @@ class RecorderNode(BaseNode[RecorderConfig]):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__("recorder_node", RecorderConfig, **arguments)
-        self._recording: BagRecording | None = None
-        self._last = ""  # the newest finished bag
 
     def build(self, config: RecorderConfig) -> None:
         """Subscribe, and offer the services."""
         self._config = config
-        self._latched: dict[str, bytes] = {}
-        types = recorded_topics(self.contract)
-        self._resolved = {topic: self.resolve_topic_name(topic) for topic in types}
+        types = {topic: _message_class(kind) for topic, kind in recorded_topics(self.contract).items()}
+        self._session = Session(
+            self.contract,
+            config,
+            resolved={topic: self.resolve_topic_name(topic) for topic in types},
+            stamped=[topic for topic, kind in types.items() if "header" in kind.get_fields_and_field_types()],
+            clock_ns=self.now_ns,
+            monotonic_ns=monotonic_ns,
+            health=self.health,
+        )
         for topic, kind in types.items():
-            self.subscribe(_message_class(kind), topic, self._writer_of(topic), recorded(topic), raw=True)
+            self.subscribe(kind, topic, self._taker_of(topic), recorded(topic), raw=True)
         self.service(Trigger, topics.RECORD_START, self._on_start)
-        self.service(Trigger, topics.RECORD_STOP, self._on_stop)
+        self.service(SetBool, topics.RECORD_STOP, self._on_stop)
         self.service(Trigger, topics.RECORD_DISCARD, self._on_discard)
+        self.service(Trigger, topics.RECORD_MARK, self._on_mark)
+        self.every(0.1, self._guard)
 
     def start(self) -> None:
         """Begin an episode if asked to."""
         if self._config.record_on_activate:
-            self._begin()
+            self._session.begin(self._notes())
 
     def stop(self) -> None:
         """Keep what is open: an episode that was not discarded is never lost."""
-        if self._recording is not None:
-            self._finish()
+        if self._session.open:
+            bag = self._session.keep({"outcome": "unknown", "ended": "the recorder was deactivated"})
+            self.get_logger().info(f"kept as {bag}")
 
     def report(self) -> Iterable[Status]:
-        """Tell what is being written."""
-        recording = self._recording
-        values: dict[str, str | int | float] = {"last_bag": self._last}
-        if recording is not None:
-            values |= {"messages": recording.messages, "bytes": recording.bytes}
-        return [Status("bag", Level.OK, "recording" if recording else "idle", values)]
+        """Tell what is written, and how every topic does."""
+        return self._session.report()
 
-    def _writer_of(self, topic: str) -> Callable[[bytes], None]:
-        latched = offered(topic).latched
+    def _taker_of(self, topic: str) -> Callable[[bytes], None]:
+        return lambda data: self._session.heard(topic, data)
 
-        def write(data: bytes) -> None:
-            if latched:
-                self._latched[topic] = data
-            if self._recording is None:
-                return
-            try:
-                self._recording.write(topic, self.now_ns(), data)
-            except OSError as error:
-                self._recording = None
-                self.health.trouble("recording", f"ended, the bag is cut off: {error}", Level.ERROR)
+    def _guard(self) -> None:
+        ended = self._session.guard()
+        if ended:
+            self.get_logger().error(ended)
 
-        return write
-
-    def _begin(self) -> None:
-        self._recording = BagRecording(Path(self._config.directory), self._resolved, self.contract)
-        self.health.fine("recording")
-        for topic, data in self._latched.items():  # said before the episode and still in force
-            self._recording.write(topic, self.now_ns(), data)
-
-    def _finish(self) -> str:
-        assert self._recording is not None
-        recording, self._recording = self._recording, None
-        task = self._latched.get(topics.TASK)
-        said = deserialize_message(task, String).data if task is not None else ""
-        self._last = str(recording.close({"task": said, "namespace": self.get_namespace()}))
-        self.get_logger().info(f"{recording.messages} messages in {self._last}")
-        return self._last
+    def _notes(self) -> dict[str, str]:
+        task, notes = (str(self.get_parameter(name).value) for name in ("task", "notes"))
+        return {"task": task, **parse_notes(notes), "namespace": self.get_namespace()}
 
     def _on_start(self, _: Any, response: Any) -> Any:
-        if not self.active:
-            return _answer(response, False, "the recorder is not active")
-        if self._recording is not None:
-            return _answer(response, False, "already recording; ~/stop or ~/discard first")
-        try:
-            self._begin()
-        except OSError as error:
-            return _answer(response, False, f"cannot record: {error}")
-        return _answer(response, True, "recording")
+        return _answer(response, self._start)
 
-    def _on_stop(self, _: Any, response: Any) -> Any:
-        if self._recording is None:
-            return _answer(response, False, "not recording")
-        try:
-            return _answer(response, True, self._finish())
-        except OSError as error:
-            return _answer(response, False, f"the bag is not complete: {error}")
+    def _start(self) -> str:
+        if not self.active:
+            raise ConfigError("the recorder is not active")
+        notes = self._notes()
+        missing = "" if self._session.open else self._session.missing(self.count_publishers, notes["task"])
+        if missing:
+            raise ConfigError(f"missing: {missing}; the parameter allow_missing starts anyway")
+        return str(self._session.begin(notes))
+
+    def _on_stop(self, request: Any, response: Any) -> Any:
+        outcome = "success" if request.data else "failure"
+        return _answer(response, lambda: self._session.keep({**self._notes(), "outcome": outcome}))
 
     def _on_discard(self, _: Any, response: Any) -> Any:
-        if self._recording is None:
-            return _answer(response, False, "not recording")
-        self._recording.discard()
-        self._recording = None
-        return _answer(response, True, "discarded")
+        return _answer(response, self._session.discard)
+
+    def _on_mark(self, _: Any, response: Any) -> Any:
+        return _answer(response, self._mark)
+
+    def _mark(self) -> str:
+        text, kind = (str(self.get_parameter(name).value) for name in ("mark", "mark_kind"))
+        self._session.mark(kind, text)
+        return f"{kind}: {text}"
 
 
-def _answer(response: Any, success: bool, message: str) -> Any:
-    response.success, response.message = success, message
+def _answer(response: Any, work: Callable[[], str]) -> Any:
+    """Do what a service was called for; what goes wrong is told to the caller."""
+    try:
+        response.success, response.message = True, work()
+    except (OSError, ConfigError) as error:
+        response.success, response.message = False, str(error)
     return response
 
 
