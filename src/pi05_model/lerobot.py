@@ -1,84 +1,154 @@
-"""Weights under lerobot's π0.5 names -> this package's names. One table; nothing else knows those names.
+"""The files beside the weights that lerobot reads: config.json and its two processors.
 
-A row is (this name, the other names it is made of). Rows whose sources are several stack them along the output
-dimension: queries, keys and values are one matrix here, and so are the gate and the up projection.
+Written as lerobot 0.6.1 writes them. What it has no field for lies in files of this project beside them.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
 
-from pi05_model.config import Pi05Config
+from pi05_model.config import GemmaConfig, ModelConfig
+from pi05_model.foreign_stats import (
+    FEATURES,
+    KINDS,
+    MODES,
+    NORMALISERS,
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    lerobot_arrays,
+)
+from pi05_model.normalize import LEROBOT_EPS, NormStats
+from pi05_model.sizes import variant_of
 
-Row = tuple[str, tuple[str, ...]]
+TOKENIZER_NAME = "google/paligemma-3b-pt-224"
+ACTION_TOKENIZER_NAME = "lerobot/fast-action-tokenizer"
+_ABSOLUTE = "absolute"
 
-_PALI = "model.paligemma_with_expert.paligemma"
-_TOWER = f"{_PALI}.model.vision_tower.vision_model"
-_TEXT = f"{_PALI}.model.language_model"
-_EXPERT = "model.paligemma_with_expert.gemma_expert.model"
-
-# Never read: the text head is tied to the embedding, and the expert has no text.
-_UNUSED = (f"{_PALI}.lm_head.weight", "model.paligemma_with_expert.gemma_expert.lm_head.weight")
-
-
-def rows(config: Pi05Config) -> Iterator[Row]:
-    """Yield the table for a network of this size."""
-    yield "embed.weight", (f"{_TEXT}.embed_tokens.weight",)
-    yield from _vision_rows(config.vision.depth)
-    for i in range(config.vlm.depth):
-        yield from _layer_rows(f"vlm.layers.{i}", f"{_TEXT}.layers.{i}", ("weight",), "")
-    yield "vlm.norm.weight", (f"{_TEXT}.norm.weight",)
-    for i in range(config.expert.depth):
-        yield from _layer_rows(f"expert.layers.{i}", f"{_EXPERT}.layers.{i}", ("weight", "bias"), "dense.")
-    for kind in ("weight", "bias"):
-        yield f"expert.norm.dense.{kind}", (f"{_EXPERT}.norm.dense.{kind}",)
-        yield f"action_in.{kind}", (f"model.action_in_proj.{kind}",)
-        yield f"action_out.{kind}", (f"model.action_out_proj.{kind}",)
-        yield f"time_in.{kind}", (f"model.time_mlp_in.{kind}",)
-        yield f"time_out.{kind}", (f"model.time_mlp_out.{kind}",)
+Stats = Mapping[str, NormStats]
+Step = dict[str, Any]
 
 
-def from_lerobot(weights: Mapping[str, Tensor], config: Pi05Config) -> dict[str, Tensor]:
-    """Rename weights.
+def config_json(config: ModelConfig, stats: Stats | None, dtype: torch.dtype, names: Sequence[str]) -> dict[str, Any]:
+    """Return lerobot's config.json.
 
-    A checkpoint without `embed_tokens` takes its text head instead, which is tied to it. Tensors that the table does
-    not know keep their names, so that `load_weights` lists them as unexpected; absent ones it lists as missing.
+    Args:
+        config: sizes of the network.
+        stats: of "state" and "actions"; they tell how long the real vectors are.
+        dtype: of the weights.
+        names: of the actions; empty when unknown.
     """
-    source = dict(weights)
-    source.setdefault(f"{_TEXT}.embed_tokens.weight", source.get(_UNUSED[0], torch.empty(0)))
-    for name in _UNUSED:
-        source.pop(name, None)
-    renamed: dict[str, Tensor] = {}
-    for name, parts in rows(config):
-        if all(part in source for part in parts):
-            tensor = torch.cat([source.pop(part) for part in parts])
-            # A patch embedding is a convolution there and a linear map of the flattened patch here.
-            renamed[name] = tensor.flatten(1) if tensor.ndim == 4 else tensor
-    return {**renamed, **source}
+    size, wide = config.image_size, config.max_action_dim
+    dims = {name: wide if stats is None else stats[name].dim for name in FEATURES}
+    cameras = {f"observation.images.{key}": {"type": "VISUAL", "shape": [3, size, size]} for key in config.cameras}
+    described: dict[str, Any] = {
+        "type": config.policy,
+        "input_features": {**cameras, FEATURES["state"]: {"type": "STATE", "shape": [dims["state"]]}},
+        "output_features": {FEATURES["actions"]: {"type": "ACTION", "shape": [dims["actions"]]}},
+        "dtype": "bfloat16" if dtype == torch.bfloat16 else "float32",
+        "chunk_size": config.horizon,
+        "n_action_steps": config.horizon,
+        "max_state_dim": wide,
+        "max_action_dim": wide,
+        "image_resolution": [size, size],
+        "tokenizer_max_length": config.max_prompt_tokens,
+        "normalization_mapping": norm_map(stats),
+        **_variants(config),
+        **_relative(config, dims["actions"], names),
+    }
+    if config.policy == "pi0_fast":
+        described["max_action_tokens"] = config.max_action_tokens
+    return described
 
 
-def _vision_rows(depth: int) -> Iterator[Row]:
-    yield "vision.position", (f"{_TOWER}.embeddings.position_embedding.weight",)
-    for kind in ("weight", "bias"):
-        yield f"vision.embed.proj.{kind}", (f"{_TOWER}.embeddings.patch_embedding.{kind}",)
-        yield f"vision.norm.{kind}", (f"{_TOWER}.post_layernorm.{kind}",)
-        yield f"vision.projector.{kind}", (f"{_PALI}.model.multi_modal_projector.linear.{kind}",)
-        for i in range(depth):
-            ours, theirs = f"vision.blocks.{i}", f"{_TOWER}.encoder.layers.{i}"
-            yield f"{ours}.norm1.{kind}", (f"{theirs}.layer_norm1.{kind}",)
-            yield f"{ours}.norm2.{kind}", (f"{theirs}.layer_norm2.{kind}",)
-            yield f"{ours}.qkv.{kind}", tuple(f"{theirs}.self_attn.{x}_proj.{kind}" for x in "qkv")
-            yield f"{ours}.out.{kind}", (f"{theirs}.self_attn.out_proj.{kind}",)
-            yield f"{ours}.fc1.{kind}", (f"{theirs}.mlp.fc1.{kind}",)
-            yield f"{ours}.fc2.{kind}", (f"{theirs}.mlp.fc2.{kind}",)
+def _variants(config: ModelConfig) -> dict[str, str]:
+    """Return lerobot's names of the Gemma sizes; none for sizes that it has no name for."""
+    parts: dict[str, GemmaConfig | None] = {"paligemma_variant": config.vlm, "action_expert_variant": config.expert}
+    named = {key: variant_of(part) for key, part in parts.items() if part is not None}
+    return {key: name for key, name in named.items() if name is not None}
 
 
-def _layer_rows(ours: str, theirs: str, norm_kinds: tuple[str, ...], norm_part: str) -> Iterator[Row]:
-    yield f"{ours}.attention.qkv.weight", tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
-    yield f"{ours}.attention.out.weight", (f"{theirs}.self_attn.o_proj.weight",)
-    yield f"{ours}.mlp.gate_up.weight", (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight")
-    yield f"{ours}.mlp.down.weight", (f"{theirs}.mlp.down_proj.weight",)
-    for kind in norm_kinds:
-        for norm, name in (("attention_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm")):
-            yield f"{ours}.{norm}.{norm_part}{kind}", (f"{theirs}.{name}.{norm_part}{kind}",)
+def _relative(config: ModelConfig, action_dim: int, names: Sequence[str]) -> dict[str, Any]:
+    """Say which entries are relative, as lerobot can: it excludes actions by words in their names."""
+    if not config.relative_entries:
+        return {"use_relative_actions": False}
+    known = list(names) if len(names) == action_dim else [f"action_{i}" for i in range(action_dim)]
+    marked = [name if i in config.relative_entries else f"{name} {_ABSOLUTE}" for i, name in enumerate(known)]
+    return {
+        "use_relative_actions": True,
+        "relative_exclude_joints": [_ABSOLUTE],
+        "action_feature_names": marked,
+    }
+
+
+def norm_map(stats: Stats | None) -> dict[str, str]:
+    """Return which of lerobot's normalisation modes each kind of feature has."""
+    modes = {KINDS[name]: MODES[stats[name].method] for name in FEATURES} if stats else {}
+    return {"VISUAL": "IDENTITY", **modes}
+
+
+def write_processors(folder: Path, described: Mapping[str, Any], stats: Stats) -> None:
+    """Write lerobot's two processors with the statistics as their state, in float64 (lerobot reads float32)."""
+    tensors = {}
+    for name, feature in FEATURES.items():
+        for key, array in lerobot_arrays(stats[name]).items():
+            tensors[f"{feature}.{key}"] = torch.from_numpy(array.copy())
+        tensors[f"{feature}.count"] = torch.tensor([float(stats[name].count)], dtype=torch.float64)
+    for name, steps in ((PREPROCESSOR, _input_steps(described)), (POSTPROCESSOR, _output_steps(described))):
+        place = next(i for i, step in enumerate(steps) if step["registry_name"] == NORMALISERS[name])
+        steps[place]["state_file"] = f"{name}_step_{place}_{NORMALISERS[name]}.safetensors"
+        save_file(tensors, folder / steps[place]["state_file"])
+        (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": steps}, indent=2) + "\n", "utf-8")
+
+
+def _input_steps(described: Mapping[str, Any]) -> list[Step]:
+    """Return the steps of the preprocessor, in the order of the policy: π0 reads its text before it normalises."""
+    policy = described["type"]
+    begin = [_step("rename_observations_processor", rename_map={}), _step("to_batch_processor")]
+    relative = _step(
+        "relative_actions_processor",
+        enabled=described["use_relative_actions"],
+        exclude_joints=described.get("relative_exclude_joints", []),
+        action_names=described.get("action_feature_names"),
+    )
+    normalise = [
+        relative,
+        _normaliser(described, described["input_features"] | described["output_features"], PREPROCESSOR),
+    ]
+    tokenize = _step(
+        "tokenizer_processor",
+        max_length=described["tokenizer_max_length"],
+        task_key="task",
+        padding_side="right",
+        padding="max_length",
+        truncation=True,
+        tokenizer_name=TOKENIZER_NAME,
+    )
+    if policy == "pi0":
+        return [*begin, _step("pi0_new_line_processor"), tokenize, _device(), *normalise]
+    text = [_step(f"{policy}_prepare_state_tokenizer_processor_step"), tokenize]
+    if policy == "pi0_fast":
+        tokens = {"trust_remote_code": True, "max_action_tokens": described["max_action_tokens"]}
+        text.append(_step("action_tokenizer_processor", **tokens, action_tokenizer_name=ACTION_TOKENIZER_NAME))
+    return [*begin, *normalise, *text, _device()]
+
+
+def _output_steps(described: Mapping[str, Any]) -> list[Step]:
+    absolute = _step("absolute_actions_processor", enabled=described["use_relative_actions"])
+    return [_normaliser(described, described["output_features"], POSTPROCESSOR), absolute, _device()]
+
+
+def _normaliser(described: Mapping[str, Any], features: Mapping[str, Any], processor: str) -> Step:
+    norm_map = described["normalization_mapping"]
+    return _step(NORMALISERS[processor], eps=LEROBOT_EPS, features=dict(features), norm_map=norm_map)
+
+
+def _device() -> Step:
+    return _step("device_processor", device="cpu", float_dtype=None)
+
+
+def _step(registry_name: str, **settings: Any) -> Step:
+    return {"registry_name": registry_name, "config": settings}
