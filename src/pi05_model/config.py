@@ -7,9 +7,11 @@ checkpoint (precision, number of solver steps, threads) is an argument of whoeve
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-PolicyName = Literal["pi05", "pi0", "pi0_fast"]
+from pi05_model.normalize import Family
+from pi05_model.prompts import PolicyName
+
 POLICIES: tuple[PolicyName, ...] = ("pi05", "pi0", "pi0_fast")
 
 
@@ -90,6 +92,7 @@ class ModelConfig:
         state_in_prompt: False for checkpoints trained without the state (openpi's pi05_libero).
         policy: "pi05" (state in the prompt, AdaRMS, text answers), "pi0" (state token, time concatenated with the
             action) or "pi0_fast" (actions as text).
+        family: whose exact prompts it was trained with: this project's, openpi's or lerobot's (see `prompts.clean`).
     """
 
     vision: VisionConfig
@@ -111,6 +114,7 @@ class ModelConfig:
     state_in_prompt: bool = True
     relative_entries: tuple[int, ...] = ()
     policy: PolicyName = "pi05"
+    family: Family = "project"
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -219,7 +223,7 @@ _ONE_VIEW = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 def _of(policy: PolicyName, size: ModelConfig) -> ModelConfig:
     """Return a size as another policy; only π0.5 has a planner, so only it has cameras that the expert lacks."""
     if policy == "pi0":  # its prompt is the task alone
-        return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, max_prompt_tokens=48)
+        return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, max_prompt_tokens=48, state_in_prompt=False)
     if policy == "pi0_fast":
         prompt = min(250, size.max_prompt_tokens + 50)
         return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, expert=None, max_prompt_tokens=prompt)

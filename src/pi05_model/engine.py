@@ -154,12 +154,10 @@ class Engine:
         Returns:
             The prefix, and whether it is one block without padding, which needs no mask.
         """
-        seen = inputs.image_mask.any(dim=0)
-        features = inputs.features
-        if inputs.images is not None:
-            features = self.model.encode_images(inputs.images[:, seen])
-        elif features is not None:
-            features = features[:, seen]
+        seen = inputs.image_mask.any(dim=0).nonzero()[:, 0]
+        images, features = (_only(x, seen) for x in (inputs.images, inputs.features))
+        if images is not None:
+            features = self.model.encode_images(images)
         assert features is not None
         text = inputs.text
         used = int(text.valid.any(dim=0).sum())
@@ -225,6 +223,11 @@ def _choose(
     else:
         index = int(torch.multinomial((candidates / temperature).softmax(dim=-1), 1, generator=generator))
     return index if options is None else options[index]
+
+
+def _only(x_BN: Tensor | None, index: Tensor) -> Tensor | None:
+    """Return some of the cameras; all of them without a copy."""
+    return x_BN if x_BN is None or len(index) == x_BN.shape[1] else x_BN[:, index]
 
 
 def _begin_with(given_BdA: Tensor | None, x_BHA: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The policy: planner and action expert behind one object that takes raw observations.
 
-Both share one network, and the vision features of one camera image serve both: they are kept by (stamp, camera)
-for as long as newer stamps have not pushed them out. Not thread-safe; a node calls it from one thread.
+It runs a checkpoint of any of the three policies; π0 and π0-FAST have no planner, their subtask is the task itself.
+Planner and action expert share one network, and the vision features of one camera image serve both: they are kept by
+(stamp, camera) for as long as newer stamps have not pushed them out. Not thread-safe; a node calls it from one thread.
 """
 
 from collections import OrderedDict
@@ -13,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pi05_model.backbone import Backbone
 from pi05_model.batch import ModelInput
 from pi05_model.checkpoint import load_checkpoint
+from pi05_model.decoding import TokenTrie
 from pi05_model.engine import Engine
 from pi05_model.flow import Solver
+from pi05_model.flow_policy import FlowPolicy
+from pi05_model.images import check_image
 from pi05_model.layers import cast_compute_weights, pack_for_cpu
-from pi05_model.observation import Observation
-from pi05_model.pi05 import Pi05
+from pi05_model.observation import Observation, check_cameras, check_state
 from pi05_model.preprocess import Preprocessor
-from pi05_model.decoding import TokenTrie
 
 KEPT_FEATURES = 16
 
@@ -41,12 +44,15 @@ class Pi05Policy:
         seed: of the noise that chunks start from.
         steps, solver: of the flow integration.
         temperature: standard deviation of the noise that a chunk starts from. 1 samples what was learned, 0 starts
-            at the noise's mean: repeatable, and for demonstrations with one way to do it nearer to that way.
+            at the noise's mean: repeatable, and for demonstrations with one way to do it nearer to that way. For
+            π0-FAST, the temperature of its tokens.
+        condition: row of the condition embedding that chunks are made under; None: no condition.
+        guidance: how strongly (see `Engine.sample_actions`).
     """
 
     def __init__(
         self,
-        model: Pi05,
+        model: Backbone,
         preprocessor: Preprocessor,
         subtasks: Sequence[str] | None = None,
         threads: int | None = None,
@@ -54,6 +60,8 @@ class Pi05Policy:
         steps: int = 10,
         solver: Solver = "euler",
         temperature: float = 1.0,
+        condition: int | None = None,
+        guidance: float = 1.0,
     ) -> None:
         if not 0.0 <= temperature <= 1.0:
             raise ValueError(f"temperature is {temperature}; valid: 0 to 1")
@@ -65,6 +73,10 @@ class Pi05Policy:
         self.steps = steps
         self.solver: Solver = solver
         self.temperature = temperature
+        self.guidance = guidance
+        self._condition = None if condition is None else torch.tensor([condition])
+        if condition is not None and not 0 <= condition < model.config.conditions:
+            raise ValueError(f"condition is {condition}; the checkpoint has {model.config.conditions} rows")
         self._engine = Engine(model)
         self._generator = torch.Generator().manual_seed(seed)
         self._allowed = self._trie() if self.subtasks else None
@@ -127,7 +139,7 @@ class Pi05Policy:
         return self.preprocessor.truncated
 
     def plan(self, observation: Observation, task: str) -> str:
-        """Return the next subtask of a task.
+        """Return the next subtask of a task; a policy without a planner returns the task.
 
         A task that does not fit into the prompt is cut: the first cut warns, all are counted in `truncated_prompts`.
 
@@ -135,6 +147,8 @@ class Pi05Policy:
             ObservationError: the observation is malformed.
         """
         self._check(observation)
+        if self.config.policy != "pi05":
+            return task
         text = self.preprocessor.planner_text(observation.state[None], [task])
         features, mask = self._image_features(observation, self.config.cameras)
         inputs = ModelInput(None, mask, text, features).to(self._engine.model.device)
@@ -150,23 +164,40 @@ class Pi05Policy:
             observation: what the robot sees and where it is.
             subtask: what to do, as `plan` says it.
             noise: [H, max_action_dim] to start from; by default drawn from the seeded generator,
-                times the temperature.
+                times the temperature. π0-FAST has none.
 
         Raises:
             ObservationError: the observation is malformed.
+            MalformedActionsError: π0-FAST's answer is no whole chunk; nothing may be executed.
         """
         self._check(observation)
+        text = self.preprocessor.expert_text(observation.state[None], [subtask])
+        features, mask = self._image_features(observation, self.config.expert_cameras)
+        state = self.preprocessor.state_input(observation.state[None])
+        inputs = ModelInput(None, mask, text, features, state, self._condition).to(self._engine.model.device)
+        says = self._flow if isinstance(self._engine.model, FlowPolicy) else self._tokens
+        return self.preprocessor.physical_actions(says(inputs, noise), observation.state)
+
+    def _flow(self, inputs: ModelInput, noise: NDArray[np.float32] | None) -> Tensor:
+        """Return a normalised chunk [H, A] by integrating the flow."""
         shape = (self.config.horizon, self.config.max_action_dim)
         drawn = self.temperature * torch.randn(shape, generator=self._generator)
         start = drawn if noise is None else torch.as_tensor(noise)
         if tuple(start.shape) != shape:
             raise ValueError(f"noise is {tuple(start.shape)}, expected {shape}")
-        text = self.preprocessor.expert_text(observation.state[None], [subtask])
-        features, mask = self._image_features(observation, self.config.expert_cameras)
-        device = self._engine.model.device
-        inputs = ModelInput(None, mask, text, features).to(device)
-        chunk = self._engine.sample_actions(inputs, start[None].float().to(device), self.steps, self.solver)
-        return self.preprocessor.physical_actions(chunk[0], observation.state)
+        start = start[None].float().to(inputs.image_mask.device)
+        return self._engine.sample_actions(inputs, start, self.steps, self.solver, guidance=self.guidance)[0]
+
+    def _tokens(self, inputs: ModelInput, noise: NDArray[np.float32] | None) -> Tensor:
+        """Return a normalised chunk [H, D] by decoding action tokens under their grammar."""
+        if noise is not None:
+            raise ValueError("π0-FAST decodes tokens: it does not start from noise")
+        words = self.preprocessor.action_text
+        assert words is not None
+        [said] = self._engine.generate(
+            inputs, self.config.max_action_tokens, words.constraint(), self.temperature, self._generator
+        )
+        return torch.from_numpy(words.read(said))
 
     def warm_up(self) -> None:
         """Run both calls once on black images, so that the first real one is as quick as the rest."""
@@ -197,14 +228,10 @@ class Pi05Policy:
         return torch.stack(kept)[None], torch.ones(1, len(kept), dtype=torch.bool)
 
     def _check(self, observation: Observation) -> None:
-        dim = self.preprocessor.stats["state"].dim
-        state = np.asarray(observation.state)
-        if state.shape != (dim,):
-            raise ObservationError(f"state has shape {state.shape}, the checkpoint expects ({dim},)")
-        if not np.isfinite(state).all():
-            raise ObservationError(f"state is not finite at entries {np.flatnonzero(~np.isfinite(state)).tolist()}")
-        for key, image in observation.images.items():
-            if key not in self.config.cameras:
-                raise ObservationError(f"unknown camera {key!r}; the policy knows {', '.join(self.config.cameras)}")
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise ObservationError(f"camera {key!r} is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+        try:
+            check_state(observation.state, self.preprocessor.stats["state"].dim, self.config.max_action_dim)
+            check_cameras(observation, self.config.cameras)
+            for key, image in observation.images.items():
+                check_image(image, f"camera {key!r}")
+        except ValueError as error:
+            raise ObservationError(str(error)) from error

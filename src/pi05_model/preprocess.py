@@ -2,102 +2,162 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pi05_model.action_text import ActionText
+from pi05_model.action_tokens import ActionTokenizer, check_space
 from pi05_model.batch import ModelInput, Text, TrainBatch
 from pi05_model.config import ModelConfig
-from pi05_model.images import resize_with_pad, to_unit
+from pi05_model.images import check_image, resize_with_pad, to_unit
 from pi05_model.normalize import NormStats
-from pi05_model.observation import Image, Observation
-from pi05_model.prompts import expert_prompt, planner_prompt, state_bins
+from pi05_model.observation import Image, Observation, check_cameras, check_state
+from pi05_model.prompts import expert_prompt, fast_prompt, pi0_prompt, planner_prompt, require_text, state_bins
 from pi05_model.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
+from pi05_model.transforms import action_transform, relative_actions
 
 MAX_TASK_CHARACTERS = 1000
-PromptForm = Callable[[str, ArrayLike | None], str]
+Bins = NDArray[np.int64] | None
+PromptForm = Callable[[str, Bins], str]
 
 
 class Preprocessor:
     """Builds prompts, tokens and image tensors.
 
     Args:
-        config: sizes of the network.
+        config: the network.
         stats: statistics of "state" [D] and "actions" [D], D <= config.max_action_dim.
         tokenizer: text to ids.
+        actions: action tokenizer; π0-FAST needs one, π0.5 only to train on action tokens.
 
     Attributes:
-        truncated: prompts cut so far because they did not fit; the first one warns as well.
+        truncated: prompts and answers cut so far because they did not fit; the first one warns as well.
+        action_text: what says and reads action tokens; None without an action tokenizer.
 
     Raises:
-        ValueError: statistics or vocabulary do not fit the network.
+        ValueError: statistics, vocabulary or action tokenizer do not fit the network or each other.
     """
 
-    def __init__(self, config: ModelConfig, stats: Mapping[str, NormStats], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        stats: Mapping[str, NormStats],
+        tokenizer: Tokenizer,
+        actions: ActionTokenizer | None = None,
+    ) -> None:
         missing = {"state", "actions"} - stats.keys()
         if missing:
             raise ValueError(f"statistics lack {sorted(missing)}; they hold {sorted(stats)}")
-        if stats["actions"].dim > config.max_action_dim:
-            raise ValueError(f"{stats['actions'].dim} action dimensions exceed max_action_dim {config.max_action_dim}")
+        for name in ("state", "actions"):
+            if stats[name].dim > config.max_action_dim:
+                raise ValueError(f"{stats[name].dim} entries of {name} exceed max_action_dim {config.max_action_dim}")
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the network {config.vocab_size}")
         self.config = config
         self.stats = dict(stats)
         self.tokenizer = tokenizer
         self.truncated = 0
+        self.action_text: ActionText | None = None
+        if actions is not None:
+            check_space(actions, stats["actions"], config.relative_entries)
+            self.action_text = ActionText(config, self.action_dim, tokenizer, actions)
+        elif config.policy == "pi0_fast":
+            raise ValueError("π0-FAST needs an action tokenizer; fit one with `pi05 tokenizer fit fast DATA --out DIR`")
 
     @property
     def action_dim(self) -> int:
         """Entries of a real action."""
         return self.stats["actions"].dim
 
-    def planner_text(self, states: ArrayLike, tasks: Sequence[str], subtasks: Sequence[str] | None = None) -> Text:
-        """Return planner prompts, with subtask and end of sequence as targets when `subtasks` are given.
+    def planner_text(self, states: ArrayLike, tasks: Sequence[str], answers: Sequence[str] | None = None) -> Text:
+        """Return planner prompts, with answers and end of sequence as targets when they are given.
 
-        In training the length is the longest possible one, so that shapes stay the same over batches.
+        An answer is any text: a subtask, boxes before it (`prompts.answer_text`), a caption. In training the length is
+        the longest possible one, so that shapes stay the same over batches.
+
+        Raises:
+            ValueError: the policy has no planner, or a task is empty.
         """
-        prompts = self._prompts(planner_prompt, tasks, states)
-        if subtasks is None:
+        if self.config.policy != "pi05":
+            raise ValueError(f"{self.config.policy} has no planner; π0.5 has")
+        prompts = self._prompts(planner_prompt, tasks, states, "the task")
+        if answers is None:
             return _pad(prompts, [[] for _ in prompts], max(map(len, prompts)))
         limit = self.config.max_subtask_tokens
-        answers = [[*ids[: limit - 1], EOS_ID] for ids in self.tokenizer.encode([s.strip() for s in subtasks])]
-        return _pad(prompts, answers, self.config.max_prompt_tokens + limit)
+        ends = [self._end(ids, limit) for ids in self.tokenizer.encode([text.strip() for text in answers])]
+        return _pad(prompts, ends, self.config.max_prompt_tokens + limit)
 
-    def expert_text(self, states: ArrayLike, subtasks: Sequence[str], pad: bool = False) -> Text:
-        """Return action expert prompts, padded to the longest possible length with `pad`."""
-        prompts = self._prompts(expert_prompt, subtasks, states)
-        length = self.config.max_prompt_tokens if pad else max(map(len, prompts))
-        return _pad(prompts, [[] for _ in prompts], length)
+    def expert_text(
+        self, states: ArrayLike, subtasks: Sequence[str], chunks: ArrayLike | None = None, pad: bool = False
+    ) -> Text:
+        """Return prompts of the action expert, or of π0-FAST.
+
+        Args:
+            states: [B, D] in physical units.
+            subtasks: what to do.
+            chunks: normalised actions [B, H, D] to say as action tokens after the prompt: causal targets.
+            pad: to the longest possible length, so that shapes stay the same over batches.
+
+        Raises:
+            ValueError: there is no action tokenizer to say `chunks`, or a subtask is empty.
+        """
+        prompts = self._prompts(_expert_form(self.config), subtasks, states, "the subtask")
+        answers: list[list[int]] = [[] for _ in prompts]
+        length = self.config.max_prompt_tokens
+        if chunks is not None:
+            if self.action_text is None:
+                raise ValueError("action tokens need an action tokenizer; see `pi05 tokenizer fit`")
+            limit = self.config.max_action_tokens
+            answers = [self._end(ids, limit) for ids in self.action_text.answers(chunks)]
+            length += limit
+        return _pad(prompts, answers, length if pad else max(map(len, map(list.__add__, prompts, answers))))
 
     def planner_inputs(
-        self, observations: Sequence[Observation], tasks: Sequence[str], subtasks: Sequence[str] | None = None
+        self, observations: Sequence[Observation], tasks: Sequence[str], answers: Sequence[str] | None = None
     ) -> ModelInput:
         """Return planner inputs of a batch, with all cameras."""
         images, mask = self.images(observations, self.config.cameras)
-        return ModelInput(images, mask, self.planner_text(_states(observations), tasks, subtasks))
+        return ModelInput(images, mask, self.planner_text(_states(observations), tasks, answers))
 
     def expert_inputs(self, observations: Sequence[Observation], subtasks: Sequence[str]) -> ModelInput:
-        """Return action expert inputs of a batch, with the expert's cameras."""
+        """Return inputs of a batch for the part that says actions, with its cameras."""
         images, mask = self.images(observations, self.config.expert_cameras)
-        return ModelInput(images, mask, self.expert_text(_states(observations), subtasks))
+        states = _states(observations)
+        return ModelInput(images, mask, self.expert_text(states, subtasks), state=self.state_input(states))
 
     def images(self, observations: Sequence[Observation], cameras: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return images float32 [B, N, 3, S, S] in [-1, 1] and mask bool [B, N]; a missing camera is black."""
+        """Return images float32 [B, N, 3, S, S] in [-1, 1] and mask bool [B, N]; a missing camera is black.
+
+        Raises:
+            ValueError: an observation has a camera that the policy does not know, or a malformed image.
+        """
         size = self.config.image_size
         images = torch.full((len(observations), len(cameras), 3, size, size), -1.0)
         mask = torch.zeros(len(observations), len(cameras), dtype=torch.bool)
         for b, observation in enumerate(observations):
+            check_cameras(observation, self.config.cameras)
             for n, key in enumerate(cameras):
                 if key in observation.images:
-                    images[b, n], mask[b, n] = self.image(observation.images[key]), True
+                    images[b, n], mask[b, n] = self.image(observation.images[key], key), True
         return images, mask
 
-    def image(self, image: Image) -> Tensor:
+    def image(self, image: Image, name: str = "image") -> Tensor:
         """Return one uint8 image [H, W, 3] as float32 [3, S, S] in [-1, 1]."""
-        chw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        chw = torch.from_numpy(np.ascontiguousarray(check_image(image, name))).permute(2, 0, 1)
         return to_unit(resize_with_pad(chw[None], self.config.image_size)[0])
+
+    def state_input(self, states: ArrayLike) -> Tensor | None:
+        """Return states [B, D] normalised and padded [B, A] for a policy that reads them beside the prompt, or None."""
+        if self.config.policy != "pi0":
+            return None
+        normalised = self._normalised_states(states)
+        padded = torch.zeros(len(normalised), self.config.max_action_dim)
+        padded[:, : normalised.shape[1]] = torch.from_numpy(normalised)
+        return padded
 
     def train_batch(
         self,
@@ -110,6 +170,8 @@ class Preprocessor:
         action_is_pad: ArrayLike | Tensor | None = None,
         expert_subtasks: Sequence[str] | None = None,
         device: torch.device | str | None = None,
+        action_tokens: bool | None = None,
+        loss_dimensions: Literal["real", "all"] = "real",
     ) -> TrainBatch:
         """Assemble a training batch.
 
@@ -117,37 +179,44 @@ class Preprocessor:
             images: uint8 [B, N, S, S, 3] or [B, N, 3, S, S], cameras in the order of `config.cameras`.
             image_mask: bool [B, N].
             states: [B, D] in physical units.
-            tasks: planner prompts; None trains the expert alone.
+            tasks: planner prompts; None trains without the planner.
             subtasks: what the planner shall answer.
             actions: [B, H, D] in physical units.
             action_is_pad: bool [B, H], True for steps after the end of an episode.
             expert_subtasks: the expert's prompts where they differ from `subtasks`.
             device: where the batch goes; by default where `images` are.
+            action_tokens: say the actions as tokens, too; by default for π0-FAST alone.
+            loss_dimensions: average the flow loss over the real entries of an action (lerobot) or all (openpi).
 
         Raises:
             ValueError: a shape does not fit; the message names it.
         """
         device = images.device if device is None else device
+        action_tokens = self.config.policy == "pi0_fast" if action_tokens is None else action_tokens
         if images.shape[-1] == 3 and images.shape[2] != 3:
             images = images.permute(0, 1, 4, 2, 3)
         expected = (len(subtasks), len(self.config.cameras), 3, self.config.image_size, self.config.image_size)
         if tuple(images.shape) != expected:
             raise ValueError(f"images are {tuple(images.shape)}, expected {expected} or the same with channels last")
-        relative = self.relative(np.asarray(actions, dtype=np.float64), states)
-        padded, mask = self._actions(torch.from_numpy(relative), action_is_pad)
+        padded = self._actions(np.asarray(actions, dtype=np.float64), states)
+        mask = torch.ones_like(padded, dtype=torch.bool)
+        if loss_dimensions == "real":
+            mask[..., self.action_dim :] = False
+        if action_is_pad is not None:
+            mask &= ~torch.as_tensor(action_is_pad, dtype=torch.bool).cpu()[..., None]
+        prompts = subtasks if expert_subtasks is None else expert_subtasks
+        chunks = padded[..., : self.action_dim].numpy() if action_tokens else None
         batch = TrainBatch(
             images=images,
             image_mask=torch.as_tensor(image_mask, dtype=torch.bool),
             planner=None if tasks is None else self.planner_text(states, tasks, subtasks),
-            expert=self.expert_text(states, subtasks if expert_subtasks is None else expert_subtasks, pad=True),
+            expert=self.expert_text(states, prompts, chunks, pad=True),
             actions=padded,
             action_mask=mask,
+            action_tokens=action_tokens,
+            state=self.state_input(states),
         )
         return batch.to(device)
-
-    def relative(self, actions: ArrayLike, states: ArrayLike) -> NDArray[np.float64]:
-        """Return actions [..., H, D], relative entries less the state [..., D]; the statistics are of these."""
-        return relative_actions(actions, states, self.config.relative_entries)
 
     def physical_actions(self, actions: Tensor, states: ArrayLike) -> NDArray[np.float32]:
         """Return the real dimensions [..., H, D] of normalised actions [..., H, A] in physical units.
@@ -156,27 +225,25 @@ class Preprocessor:
             actions: what the network says.
             states: [..., D] at the observations that it was said for.
         """
-        real = self.stats["actions"].unnormalise(actions[..., : self.action_dim].cpu().numpy())
-        return relative_actions(real, states, self.config.relative_entries, sign=1.0).astype(np.float32)
+        normalised = actions[..., : self.action_dim].double().cpu().numpy()
+        said = self.stats["actions"].unnormalise(normalised)
+        return relative_actions(said, states, self.config.relative_entries, sign=1.0).astype(np.float32)
 
-    def _actions(self, actions_BHD: Tensor, is_pad: ArrayLike | Tensor | None) -> tuple[Tensor, Tensor]:
-        batch, horizon, dim = actions_BHD.shape
-        if (horizon, dim) != (self.config.horizon, self.action_dim):
-            raise ValueError(f"actions are {horizon} x {dim}, expected {self.config.horizon} x {self.action_dim}")
-        normalised = self.stats["actions"].normalise(actions_BHD.cpu().numpy())
-        padded = torch.zeros(batch, horizon, self.config.max_action_dim)
-        padded[..., :dim] = torch.from_numpy(normalised)
-        mask = torch.zeros_like(padded, dtype=torch.bool)
-        real = torch.ones(batch, horizon, dtype=torch.bool)
-        if is_pad is not None:
-            real = ~torch.as_tensor(is_pad, dtype=torch.bool).cpu()
-        mask[..., :dim] = real[..., None]
-        return padded, mask
+    def _actions(self, actions_BHD: NDArray[np.float64], states: ArrayLike) -> Tensor:
+        """Return normalised, padded actions [B, H, A]."""
+        expected = (self.config.horizon, self.action_dim)
+        if actions_BHD.shape[1:] != expected:
+            raise ValueError(f"actions are {actions_BHD.shape}, expected [batch, {expected[0]}, {expected[1]}]")
+        config = self.config
+        way = action_transform(self.stats["actions"], states, config.relative_entries, config.max_action_dim)
+        return torch.from_numpy(way.apply(actions_BHD)).float()
 
-    def _prompts(self, form: PromptForm, texts: Sequence[str], states: ArrayLike) -> list[list[int]]:
+    def _prompts(self, form: PromptForm, texts: Sequence[str], states: ArrayLike, what: str) -> list[list[int]]:
         """Return token ids with begin of sequence; a text that does not fit is cut, never the state after it."""
         bins = self._bins(states)
-        texts = [self._shorten(text) for text in texts]
+        if len(texts) != len(bins):
+            raise ValueError(f"{len(texts)} texts for {len(bins)} states")
+        texts = [self._shorten(require_text(text, what)) for text in texts]
         encoded = self.tokenizer.encode([form(text, row) for text, row in zip(texts, bins, strict=True)])
         room = self.config.max_prompt_tokens - 1
         return [
@@ -184,11 +251,15 @@ class Preprocessor:
             for ids, text, row in zip(encoded, texts, bins, strict=True)
         ]
 
-    def _bins(self, states: ArrayLike) -> Sequence[NDArray[np.int64] | None]:
-        normalised = self.stats["state"].normalise(states)
+    def _bins(self, states: ArrayLike) -> Sequence[Bins]:
+        normalised = self._normalised_states(states)
         if not self.config.state_in_prompt:
             return [None] * len(normalised)
         return list(state_bins(normalised, self.config.clip_state))
+
+    def _normalised_states(self, states: ArrayLike) -> NDArray[np.float64]:
+        stats = self.stats["state"]
+        return stats.normalise(check_state(states, stats.dim, self.config.max_action_dim))
 
     def _shorten(self, text: str) -> str:
         if len(text) <= MAX_TASK_CHARACTERS:
@@ -196,7 +267,7 @@ class Preprocessor:
         self._tell_truncation(f"a text of {len(text)} characters was cut to {MAX_TASK_CHARACTERS}")
         return text[:MAX_TASK_CHARACTERS]
 
-    def _cut(self, form: PromptForm, text: str, bins: NDArray[np.int64] | None, room: int) -> list[int]:
+    def _cut(self, form: PromptForm, text: str, bins: Bins, room: int) -> list[int]:
         """Return the tokens of the longest beginning of `text` whose prompt fits."""
         if len(self.tokenizer.encode([form("", bins)])[0]) > room:
             raise ValueError(f"the state alone exceeds max_prompt_tokens {self.config.max_prompt_tokens}")
@@ -208,20 +279,26 @@ class Preprocessor:
         self._tell_truncation(f"a prompt was cut after {low} characters of its text to fit {room + 1} tokens")
         return self.tokenizer.encode([form(text[:low], bins)])[0]
 
+    def _end(self, ids: Sequence[int], limit: int) -> list[int]:
+        """Return an answer with its end of sequence, at most `limit` tokens."""
+        if len(ids) >= limit:
+            self._tell_truncation(f"an answer of {len(ids)} tokens and its end was cut to {limit}")
+        return [*ids[: limit - 1], EOS_ID]
+
     def _tell_truncation(self, message: str) -> None:
         if not self.truncated:
             warnings.warn(message + "; further cuts are only counted", stacklevel=2)
         self.truncated += 1
 
 
-def relative_actions(
-    actions: ArrayLike, states: ArrayLike, entries: Sequence[int], sign: float = -1.0
-) -> NDArray[np.float64]:
-    """Return actions [..., H, D] with the state [..., D] taken off (or, with sign 1, put back on) some entries."""
-    moved = np.array(actions, dtype=np.float64)
-    chosen = list(entries)
-    moved[..., chosen] += sign * np.asarray(states, dtype=np.float64)[..., None, chosen]
-    return moved
+def _expert_form(config: ModelConfig) -> PromptForm:
+    """Return how the prompt of the part that says actions is written."""
+    forms: dict[str, PromptForm] = {
+        "pi05": expert_prompt,
+        "pi0": lambda text, _: pi0_prompt(text, config.family),
+        "pi0_fast": lambda text, bins: fast_prompt(text, bins, config.family),
+    }
+    return forms[config.policy]
 
 
 def _states(observations: Sequence[Observation]) -> NDArray[np.float64]:

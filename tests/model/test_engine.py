@@ -7,6 +7,7 @@ from conftest import CONFIG, MakeObservation
 from pi05_model.batch import Text
 from pi05_model.decoding import TokenTrie
 from pi05_model.engine import Engine
+from pi05_model.gemma import KeyValues, StaticCache
 from pi05_model.layers import pack_for_cpu
 from pi05_model.masks import block_mask, positions, suffix_mask
 from pi05_model.pi05 import Pi05
@@ -89,3 +90,49 @@ def test_the_prefix_never_sees_the_actions(model: Pi05) -> None:
     assert not joint[0, :4, 4:].any()
     assert torch.equal(joint[:, 4:], suffix_mask(valid[:, :4], starts[:, 5:].expand(1, 2), valid[:, 4:]))
     assert positions(valid)[0, 4] == valid[0, :4].sum()
+
+
+def test_sampled_text_follows_the_distribution(
+    model: Pi05, preprocessor: Preprocessor, observe: MakeObservation
+) -> None:
+    inputs = preprocessor.planner_inputs([observe(0)], ["clear the table"])
+    assert inputs.images is not None
+    with torch.no_grad():
+        prefix = model.embed_prefix(model.encode_images(inputs.images), inputs.image_mask, inputs.text)
+        logits = model.logits(model.run_prefix(prefix)[0][0, -1])
+    pair = logits.topk(2).indices.tolist()
+    engine, generator, draws = Engine(model), torch.Generator().manual_seed(0), 400
+    trie = TokenTrie([[pair[0]], [pair[1]]])
+    for temperature in (1.0, 0.25):
+        said = [engine.generate(inputs, 2, trie, temperature, generator)[0] for _ in range(draws)]
+        expected = (logits[pair] / temperature).softmax(dim=0)[0].item()
+        assert sum(answer == [pair[0]] for answer in said) / draws == pytest.approx(expected, abs=4 * 0.5 / draws**0.5)
+    assert engine.generate(inputs, 2, trie)[0] == [pair[0]]
+    with pytest.raises(ValueError, match="temperature is -1"):
+        engine.generate(inputs, temperature=-1)
+
+
+def test_stop_tokens_end_an_answer(model: Pi05, preprocessor: Preprocessor, observe: MakeObservation) -> None:
+    inputs, engine = preprocessor.planner_inputs([observe(0)], ["clear the table"]), Engine(model)
+    [free] = engine.generate(inputs, max_tokens=6)
+    [stopped] = engine.generate(inputs, max_tokens=6, stop=(EOS_ID, free[3]))
+    assert stopped == free[: free.index(free[3])]
+
+
+def test_what_is_forced_is_said_without_the_network(
+    model: Pi05, preprocessor: Preprocessor, observe: MakeObservation
+) -> None:
+    inputs = preprocessor.planner_inputs([observe(0)], ["clear the table"])
+    only = [400, 401, 402, 403]
+    assert Engine(model).generate(inputs, max_tokens=8, allowed=TokenTrie([only])) == [only]
+
+
+def test_static_cache_is_the_cache_that_grows() -> None:
+    past, new = (KeyValues(torch.randn(2, 1, n, 4), torch.randn(2, 1, n, 4)) for n in (5, 2))
+    cache = StaticCache(past, room=4)
+    for kept in (False, False, True):
+        seen, expected = cache.append(new), past.append(new)
+        assert torch.equal(seen.key, expected.key) and torch.equal(seen.value, expected.value)
+        if kept:
+            cache.keep(2)
+    assert torch.equal(cache.append(new).key, past.append(new).append(new).key)

@@ -142,11 +142,11 @@ def test_malformed_observations_are_named(policy: Pi05Policy, observe: MakeObser
     bad_state[4] = np.nan
     image = good.images["base_0_rgb"]
     cases = [
-        ({"state": bad_state}, r"not finite at entries \[4\]"),
-        ({"state": good.state[:7]}, r"shape \(7,\), the checkpoint expects \(18,\)"),
-        ({"images": {"head": image}}, r"unknown camera 'head'; the policy knows base_0_rgb"),
+        ({"state": bad_state}, r"not finite at \[\(4,\)\]: nan"),
+        ({"state": good.state[:7]}, r"a state of 7 entries, but the statistics are of 18"),
+        ({"images": {"head": image}}, r"unknown cameras \['head'\]; this policy has \['base_0_rgb'"),
         ({"images": {"base_0_rgb": image / 255}}, r"'base_0_rgb' is float64"),
-        ({"images": {"base_0_rgb": image[..., 0]}}, r"\(224, 224\), expected uint8 \(H, W, 3\)"),
+        ({"images": {"base_0_rgb": image[..., 0]}}, r"\(224, 224\), expected \[H, W, 3\]"),
     ]
     for change, message in cases:
         observation = dataclasses.replace(good, **change)

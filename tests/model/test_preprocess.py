@@ -1,77 +1,15 @@
-"""Normalisation, prompts, images and what they become together."""
+"""What observations, text and actions become together; the parts have tests of their own."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, DIM, MakeObservation
 
-from pi05_model.images import resize_with_pad
-from pi05_model.normalize import NormStats, load_norm_stats, save_norm_stats
+from pi05_model.normalize import NormStats
 from pi05_model.preprocess import Preprocessor
-from pi05_model.prompts import expert_prompt, planner_prompt, state_bins
 from pi05_model.tokenizer import BOS_ID, EOS_ID, PolicyTokenizer
-
-
-def test_prompt_texts() -> None:
-    bins = np.array([0, 128, 255])
-    assert planner_prompt(" clear_the\ntable ", bins) == "Task: clear the table, State: 0 128 255;\nSubtask: "
-    assert expert_prompt("open the gripper", bins) == "Task: open the gripper, State: 0 128 255;\nAction: "
-    assert expert_prompt("open the gripper", None) == "Task: open the gripper;\nAction: "
-
-
-def test_state_bins() -> None:
-    values = [-7.0, -1.0001, -1.0, 0.0, 0.9999, 1.0, 7.0]
-    assert state_bins(values).tolist() == [0, 0, 0, 128, 255, 255, 255]
-    assert state_bins(values, clip=False).tolist() == [-1, -1, 0, 128, 255, 255, 255]
-
-
-def test_quantiles_become_one_and_back(stats: dict[str, NormStats]) -> None:
-    state = stats["state"]
-    np.testing.assert_allclose(state.normalise(state.q01), -1)
-    np.testing.assert_allclose(state.normalise(state.q99), 1)
-    x = np.random.default_rng(3).normal(size=(4, 5, DIM))
-    np.testing.assert_allclose(state.unnormalise(state.normalise(x)), x, atol=1e-12)
-
-
-def test_a_constant_dimension_stays_finite_and_is_told() -> None:
-    samples = np.random.default_rng(0).normal(size=(100, 3))
-    samples[:, 1] = 0.5
-    stats = NormStats.from_samples(samples)
-    assert stats.narrow == [1]
-    assert abs(stats.normalise([0.0, 0.501, 0.0])[1]) <= 1
-
-
-def test_norm_stats_file(tmp_path: Path, stats: dict[str, NormStats]) -> None:
-    save_norm_stats(stats, tmp_path / "norm_stats.json")
-    again = load_norm_stats(tmp_path / "norm_stats.json")
-    np.testing.assert_array_equal(again["actions"].q99, stats["actions"].q99)
-    # openpi's own files have no min, max and count.
-    group = {"mean": [0.0], "std": [1.0], "q01": [-2.0], "q99": [2.0]}
-    (tmp_path / "openpi.json").write_text(json.dumps({"norm_stats": {"state": group, "actions": group}}))
-    assert load_norm_stats(tmp_path / "openpi.json")["state"].normalise([2.0]) == [1.0]
-    del group["q99"]
-    (tmp_path / "openpi.json").write_text(json.dumps({"norm_stats": {"state": group}}))
-    with pytest.raises(ValueError, match=r"openpi\.json.*'q99'"):
-        load_norm_stats(tmp_path / "openpi.json")
-
-
-def test_non_finite_statistics_are_refused() -> None:
-    with pytest.raises(ValueError, match="q99"):
-        NormStats(*np.zeros((3, 2)), np.array([0.0, np.nan]), *np.zeros((2, 2)))
-
-
-def test_resize_centres_and_pads() -> None:
-    image = torch.full((1, 3, 100, 200), 255, dtype=torch.uint8)
-    resized = resize_with_pad(image, 224)
-    assert resized.shape == (1, 3, 224, 224)
-    assert (resized[0, 0, :56] == 0).all() and (resized[0, 0, 168:] == 0).all()
-    assert (resized[0, 0, 56:168] == 255).all()
-    scaled = resize_with_pad(image.float() / 127.5 - 1, 224)
-    assert (scaled[0, 0, :56] == -1).all() and (scaled[0, 0, 56:168] - 1).abs().max() < 1e-6
 
 
 def test_a_missing_camera_is_masked(preprocessor: Preprocessor, observe: MakeObservation) -> None:
@@ -115,7 +53,7 @@ def test_actions_are_padded_and_masked(preprocessor: Preprocessor) -> None:
 def test_wrong_shapes_are_named(preprocessor: Preprocessor) -> None:
     images = torch.zeros(1, 4, 224, 224, 3, dtype=torch.uint8)
     mask, state = np.ones((1, 4), bool), np.zeros((1, DIM))
-    with pytest.raises(ValueError, match="actions are 49 x 18, expected 50 x 18"):
+    with pytest.raises(ValueError, match=r"actions are \(1, 49, 18\), expected \[batch, 50, 18\]"):
         preprocessor.train_batch(images, mask, state, None, ["stop"], np.zeros((1, 49, DIM)))
     with pytest.raises(ValueError, match=r"images are \(1, 3, 3, 224, 224\)"):
         preprocessor.train_batch(images[:, :3], mask, state, None, ["stop"], np.zeros((1, 50, DIM)))
@@ -123,7 +61,7 @@ def test_wrong_shapes_are_named(preprocessor: Preprocessor) -> None:
 
 def test_statistics_that_do_not_fit_are_refused(tokenizer: PolicyTokenizer, stats: dict[str, NormStats]) -> None:
     wide = NormStats.from_samples(np.random.default_rng(0).normal(size=(10, 33)))
-    with pytest.raises(ValueError, match="33 action dimensions"):
+    with pytest.raises(ValueError, match="33 entries of actions exceed max_action_dim 32"):
         Preprocessor(CONFIG, {**stats, "actions": wide}, tokenizer)
     with pytest.raises(ValueError, match="lack"):
         Preprocessor(CONFIG, {"state": wide}, tokenizer)

@@ -26,8 +26,9 @@ from pi05_model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pi05_model.config import PRESETS, ModelConfig
 from pi05_model.normalize import NormStats
 from pi05_model.pi05 import Pi05
-from pi05_model.preprocess import Preprocessor, relative_actions
+from pi05_model.preprocess import Preprocessor
 from pi05_model.tokenizer import PolicyTokenizer, Tokenizer
+from pi05_model.transforms import relative_actions
 from pi05_ros.contract import Contract, load_contract
 from pi05_training.augment import augment_images
 from pi05_training.buffer import Columns, SampleBuffer
@@ -182,8 +183,8 @@ def unpack(columns: Columns) -> TrainBatch:
         part: Text(**{field.name: columns[f"{part}.{field.name}"] for field in dataclasses.fields(Text)})
         for part in ("planner", "expert")
     }
-    plain = {name: columns[name] for name in ("images", "image_mask", "actions", "action_mask")}
-    return TrainBatch(planner=texts["planner"], expert=texts["expert"], **plain)
+    images, image_mask, actions, mask = (columns[x] for x in ("images", "image_mask", "actions", "action_mask"))
+    return TrainBatch(images, image_mask, texts["planner"], texts["expert"], actions, mask)
 
 
 class Trainer:
