@@ -248,7 +248,6 @@ def _find(source: Path | str) -> Path:
 def _from_hub(repository: str) -> Path:
     """Return a file of a hub repository, from the local cache when it is there."""
     try:
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
         from transformers.utils import cached_file
     except ImportError as error:
         raise FileNotFoundError(
@@ -262,9 +261,10 @@ def _from_hub(repository: str) -> Path:
                     return Path(found)
             except OSError as error:
                 reason = error
-                lacking = isinstance(error.__cause__, EntryNotFoundError)
-                if not lacking or (not local and isinstance(error.__cause__, LocalEntryNotFoundError)):
-                    break  # no such repository, no permission or no network: the other name would fail alike
+                # A repository that merely lacks the file has no cause. No such repository, no permission and no
+                # network have one, and the other name would fail alike, after many slow attempts.
+                if not local and error.__cause__ is not None:
+                    break
     raise FileNotFoundError(
         f"{repository} is no local file or folder, not in the hub's cache, and could not be downloaded "
         f"({str(reason).splitlines()[0]}). Offline, give the path of tokenizer.model or tokenizer.json; a gated "
