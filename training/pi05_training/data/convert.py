@@ -269,19 +269,12 @@ def make_writer(root: Path, settings: Settings) -> DatasetWriter:
     contract = settings.contract
     if settings.format == "folder":
         return FolderWriter(root, contract, settings.layout)
-    from pi05_training.data.lerobot_writer import LeRobotFormat, LeRobotWriter
+    from pi05_training.data.lerobot import LeRobotWriter, lerobot_format
 
     fps = contract.rates.action_hz
     if fps != int(fps):
         raise DatasetError(f"a LeRobot dataset needs a whole number of frames per second, the contract has {fps:g}")
-    layout = LeRobotFormat(
-        names=contract.names,
-        cameras=tuple(contract.cameras),
-        image_size=(contract.image.height, contract.image.width),
-        fps=int(fps),
-        robot_type=contract.robot,
-    )
-    return LeRobotWriter(root, layout)
+    return LeRobotWriter(root, lerobot_format(contract))
 
 
 def make_source(bag: Bag, settings: Settings) -> Source:

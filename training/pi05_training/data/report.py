@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def describe(stats: FrameStats) -> dict[str, Any]:
     shares = {"dropped": dropped / (frames + dropped)}
     sources: dict[str, Any] = {}
     for name, source in stats.sources.items():
-        sources[name] = {**asdict(source), "rate_hz": source.rate_hz}
+        # asdict cannot copy a Counter.
+        plain = {f.name: getattr(source, f.name) for f in fields(source)}
+        counts = {key: dict(value) for key, value in plain.items() if isinstance(value, Counter)}
+        sources[name] = {**plain, **counts, "rate_hz": source.rate_hz}
         if name != STATE:
             shares[name] = sum(source.missing.values()) / frames
     return {
