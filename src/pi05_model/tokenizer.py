@@ -242,32 +242,6 @@ def check_loc(index: int) -> int:
     return index
 
 
-class TokenTrie:
-    """A set of token sequences, walked one token at a time during decoding."""
-
-    def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
-        self._next: dict[tuple[int, ...], list[int]] = {}
-        for sequence in sequences:
-            complete = (*sequence, EOS_ID)
-            for i, token in enumerate(complete):
-                options = self._next.setdefault(complete[:i], [])
-                if token not in options:
-                    options.append(token)
-
-    def options(self, answer: Sequence[int]) -> list[int]:
-        """Return the tokens that may follow `answer`; none when it is no beginning of any sequence."""
-        return list(self._next.get(tuple(answer), []))
-
-    def completion(self, answer: Sequence[int]) -> list[int] | None:
-        """Return the rest of the only sequence that begins with `answer`, or None while there is a choice."""
-        rest: list[int] = []
-        while len(options := self.options([*answer, *rest])) == 1:
-            if options == [EOS_ID]:
-                return rest
-            rest += options
-        return None
-
-
 def build(words_file: Path, out: Path) -> PolicyTokenizer:
     """Write the tokenizer of a word list (one word a line, # for comments) to `out`; deterministic."""
     lines = words_file.read_text("utf-8").splitlines()

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from pi05_model.tokenizer import (
     ACTION_COUNT,
     ACTION_START,
-    EOS_ID,
     LOC_START,
     PolicyTokenizer,
-    TokenTrie,
     build,
     load_tokenizer,
     tokenizer_from_json,
@@ -119,19 +117,3 @@ def test_another_vocabulary_is_not_taken_for_it() -> None:
 def test_too_many_words_are_refused() -> None:
     with pytest.raises(ValueError, match="too many"):
         PolicyTokenizer.from_words(f"word{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}{i}" for i in range(5000))
-
-
-def test_trie_walks_the_sequences() -> None:
-    trie = TokenTrie([[5, 6], [5, 7], [5]])
-    assert trie.options([]) == [5]
-    assert sorted(trie.options([5])) == sorted([6, 7, EOS_ID])
-    assert trie.options([5, 6]) == [EOS_ID]
-    assert trie.options([9]) == []
-
-
-def test_trie_knows_when_nothing_is_left_to_choose() -> None:
-    trie = TokenTrie([[5, 6, 7, 8], [5, 9], [4]])
-    assert trie.completion([]) is None and trie.completion([5]) is None
-    assert trie.completion([5, 6]) == [7, 8]
-    assert trie.completion([4]) == []
-    assert trie.completion([3]) is None
