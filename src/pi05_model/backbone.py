@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         return F.linear(hidden, self.embed.weight.to(hidden.dtype)).float()
 
     def text_loss(self, hidden_BTW: Tensor, text: Text, longest: int) -> tuple[Tensor, Tensor]:
-        """Return (mean cross entropy over the target tokens of the batch, share of them predicted right).
+        """Return what each sample's target tokens cost, [B] (sum of cross entropies), and how many were right, [B].
 
         Args:
             hidden_BTW: of a prefix that ends with `text`.
@@ -129,5 +129,4 @@ class Backbone(nn.Module):
         labels_BS = text.tokens.gather(1, index_BS)
         losses_BS = F.cross_entropy(logits_BSV.transpose(1, 2), labels_BS, reduction="none")
         hits_BS = (logits_BSV.detach().argmax(dim=-1) == labels_BS) & real_BS
-        count = real_BS.sum().clamp(min=1)
-        return (losses_BS * real_BS).sum() / count, hits_BS.sum() / count
+        return (losses_BS * real_BS).sum(dim=1), hits_BS.sum(dim=1)

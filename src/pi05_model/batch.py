@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pi05_model.flow import free_steps
+
 
 @dataclass(frozen=True)
 class Text:
@@ -116,6 +118,24 @@ class TrainBatch:
         _check_images(self.images)
         texts = {} if self.planner is None else {"planner": self.planner.tokens}
         _check_batch(self, "actions", actions=self.actions, images=self.images, expert=self.expert.tokens, **texts)
+
+    def counts(self, draws: int = 1, given: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what each sample counts in each loss, int [B]: "text" and "fast" tokens, "flow" entries.
+
+        Args:
+            draws: of noise and time per sample.
+            given: int [draws * B], leading steps that are given and not learned.
+        """
+        batch = len(self.actions)
+        none = torch.zeros(batch, dtype=torch.int64, device=self.actions.device)
+        mask = self.action_mask.repeat(draws, 1, 1)
+        if given is not None:
+            mask = mask & free_steps(given, mask.shape[1])[..., None]
+        return {
+            "text": none if self.planner is None else self.planner.targets.sum(dim=1),
+            "fast": self.expert.targets.sum(dim=1) if self.action_tokens else none,
+            "flow": mask.sum(dim=(1, 2)).view(draws, batch).sum(dim=0),
+        }
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """Return a copy on `device`."""

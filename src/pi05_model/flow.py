@@ -29,20 +29,9 @@ def interpolate(noise: Tensor, actions: Tensor, time_BS: Tensor) -> tuple[Tensor
     return t * noise + (1 - t) * actions, noise - actions
 
 
-def given_steps(time_BS: Tensor, mask_BHA: Tensor, given_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the leading steps of each chunk clean: their flow time is 0, and they are not learned (arXiv 2512.05964).
-
-    Args:
-        time_BS: [B, 1] or [B, H].
-        mask_BHA: bool, True where the loss counts.
-        given_B: int, how many steps of each chunk are given.
-
-    Returns:
-        Times [B, H] and the mask of what remains.
-    """
-    index = torch.arange(mask_BHA.shape[1], device=mask_BHA.device)
-    free_BH = index >= given_B[:, None]
-    return torch.where(free_BH, time_BS, 0.0), mask_BHA & free_BH[..., None]
+def free_steps(given_B: Tensor, horizon: int) -> Tensor:
+    """Return bool [B, H], False for the leading steps of each chunk that are given clean, at flow time 0."""
+    return torch.arange(horizon, device=given_B.device) >= given_B[:, None]
 
 
 def integrate(velocity: Velocity, noise: Tensor, steps: int = 10, solver: Solver = "euler") -> Tensor:

@@ -9,7 +9,7 @@ of its own, R = draws * B.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pi05_model.backbone import Backbone, Place
 from pi05_model.batch import TrainBatch
 from pi05_model.config import ModelConfig
-from pi05_model.flow import given_steps, interpolate, sample_time
+from pi05_model.flow import free_steps, interpolate, sample_time
 from pi05_model.gemma import GemmaStack, KeyValues, Modulation, Past, Rope
 from pi05_model.layers import HeadLinear, init_linear
 from pi05_model.masks import positions, suffix_mask
@@ -144,34 +144,54 @@ class FlowPolicy(Backbone, ABC):
             "total", "text" and "token_accuracy" (planner's answer), "fast" and "fast_accuracy" (action tokens after the
             expert's prompt), "flow" (mean over real action dimensions and steps). A part that is not trained is 0.
         """
+        sums = self.row_losses(batch, alpha != 0, insulate, noise, time, draws, given)
+        counts = {name: rows.sum() for name, rows in batch.counts(draws, given).items()}
+        return combine(sums, counts, alpha)
+
+    def row_losses(
+        self,
+        batch: TrainBatch,
+        flow: bool = True,
+        insulate: bool | None = None,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        draws: int = 1,
+        given: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what each sample adds to each loss, [B], to be divided by `TrainBatch.counts`.
+
+        Sums instead of means, so that a batch that is spread over processes, accumulation steps or sources has the same
+        loss as in one piece. Arguments are those of `losses`.
+
+        Returns:
+            "text", "text_hits", "fast", "fast_hits" (tokens predicted right) and "flow"; zeros for what is left out.
+        """
         insulate = self.config.insulate if insulate is None else insulate
-        zero = torch.zeros((), device=batch.actions.device)
-        losses = dict.fromkeys(("text", "token_accuracy", "fast", "fast_accuracy", "flow"), zero)
+        none = torch.zeros(len(batch.actions), device=batch.actions.device)
+        rows = dict.fromkeys(("text", "text_hits", "fast", "fast_hits", "flow"), none)
         seen = self.config.expert_camera_indices
         if batch.planner is None:
             features = self.encode_images(batch.images[:, seen])
         else:
             everything = self.encode_images(batch.images)
             hidden, _ = self.run_prefix(self.embed_prefix(everything, batch.image_mask, batch.planner))
-            text, accuracy = self.text_loss(hidden, batch.planner, self.config.max_subtask_tokens)
-            losses |= {"text": text, "token_accuracy": accuracy}
+            rows["text"], rows["text_hits"] = self.text_loss(hidden, batch.planner, self.config.max_subtask_tokens)
             features = everything[:, seen]
-        prefix = self.embed_prefix(features, batch.image_mask[:, seen], batch.expert)
         cache: list[KeyValues] = []
+        prefix = self.embed_prefix(features, batch.image_mask[:, seen], batch.expert)
         if batch.action_tokens:
             hidden, cache = self.run_prefix(prefix)
-            fast, accuracy = self.text_loss(hidden, batch.expert, self.config.max_action_tokens)
-            losses |= {"fast": fast, "fast_accuracy": accuracy}
-        if alpha != 0:
+            rows["fast"], rows["fast_hits"] = self.text_loss(hidden, batch.expert, self.config.max_action_tokens)
+        if flow:
             if not cache:
                 # Insulated keys and values need no history at all, which saves the VLM's backward pass.
                 with torch.no_grad() if insulate else nullcontext():
                     cache = self.prefix_keys_values(prefix)
             cache = [kv.detach() for kv in cache] if insulate else cache
-            losses["flow"] = self._flow_loss(batch, prefix.prompt, cache, noise, time, draws, given)
-        return {"total": losses["text"] + losses["fast"] + alpha * losses["flow"], **losses}
+            rows["flow"] = self._flow_loss(batch, prefix.prompt, cache, noise, time, draws, given)
+        return rows
 
-    forward = losses
+    forward = row_losses
 
     def _flow_loss(
         self,
@@ -183,15 +203,16 @@ class FlowPolicy(Backbone, ABC):
         draws: int,
         given: Tensor | None,
     ) -> Tensor:
-        rows, device = draws * len(batch.actions), batch.actions.device
+        count, device = len(batch.actions), batch.actions.device
         actions, mask = batch.actions.repeat(draws, 1, 1), batch.action_mask.repeat(draws, 1, 1)
         noise = torch.randn_like(actions) if noise is None else noise
-        time = sample_time(rows, device) if time is None else time
+        time = sample_time(draws * count, device) if time is None else time
         times_RS = time[:, None]
         if given is not None:
-            times_RS, mask = given_steps(times_RS, mask, given)
+            free_RH = free_steps(given, actions.shape[1])
+            times_RS, mask = torch.where(free_RH, times_RS, 0.0), mask & free_RH[..., None]
         errors = self.flow_errors(actions, noise, times_RS, prompt_BT, cache, batch.state, batch.condition)
-        return (errors * mask).sum() / mask.sum().clamp(min=1)
+        return (errors * mask).sum(dim=(1, 2)).view(draws, count).sum(dim=0)
 
     def flow_errors(
         self,
@@ -211,3 +232,23 @@ class FlowPolicy(Backbone, ABC):
         noisy, target = interpolate(noise_RHA, actions_RHA, time_RS)
         past, place = self.context(cache, prompt_BT.repeat(draws, 1), state)
         return (self.velocity(noisy, self.step(time_RS, condition), past, place) - target).square()
+
+
+def combine(sums: Mapping[str, Tensor], counts: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Return the means that `FlowPolicy.losses` describes.
+
+    Args:
+        sums: from `row_losses`, any number of samples.
+        counts: what each loss is a mean over, a scalar each; where nothing counts, the loss is 0.
+        alpha: weight of the flow loss.
+    """
+    over = {name: count.clamp(min=1) for name, count in counts.items()}
+    text, fast, flow = (sums[name].sum() / over[name] for name in ("text", "fast", "flow"))
+    return {
+        "total": text + fast + alpha * flow,
+        "text": text,
+        "token_accuracy": sums["text_hits"].sum() / over["text"],
+        "fast": fast,
+        "fast_accuracy": sums["fast_hits"].sum() / over["fast"],
+        "flow": flow,
+    }

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pi05_model.flow import Solver, given_steps, integrate, interpolate, sample_time
+from pi05_model.flow import Solver, free_steps, integrate, interpolate, sample_time
 
 
 def error(solver: Solver, steps: int) -> float:
@@ -33,12 +33,11 @@ def test_ends_of_the_path() -> None:
     assert torch.equal(interpolate(noise, actions, torch.zeros(2, 5))[0], actions)
 
 
-def test_given_steps_are_clean_and_not_learned() -> None:
+def test_steps_with_times_of_their_own() -> None:
     noise, actions = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
-    times, mask = given_steps(torch.tensor([[0.3], [0.8]]), torch.ones(2, 5, 3, dtype=torch.bool), torch.tensor([0, 2]))
-    assert torch.equal(times, torch.tensor([[0.3] * 5, [0, 0, 0.8, 0.8, 0.8]]))
-    assert mask[0].all() and not mask[1, :2].any() and mask[1, 2:].all()
-    noisy, _ = interpolate(noise, actions, times)
+    free = free_steps(torch.tensor([0, 2]), 5)
+    assert free[0].all() and free[1].tolist() == [False, False, True, True, True]
+    noisy, _ = interpolate(noise, actions, torch.where(free, torch.tensor([[0.3], [0.8]]), 0.0))
     assert torch.equal(noisy[1, :2], actions[1, :2]) and not torch.equal(noisy[1, 2:], actions[1, 2:])
 
 

@@ -154,7 +154,7 @@ def test_bfloat16_is_near_float32_and_keeps_heads_and_gradients_in_float32(batch
 def test_losses_trace_as_one_graph(model: Pi05, batch: TrainBatch) -> None:
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(batch, **fixed(batch)), model.losses(batch, **fixed(batch)))
+        torch.testing.assert_close(compiled(batch, **fixed(batch)), model.row_losses(batch, **fixed(batch)))
 
 
 def test_alpha_zero_leaves_the_expert_out(model: Pi05, batch: TrainBatch) -> None:

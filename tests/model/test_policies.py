@@ -224,6 +224,46 @@ def test_action_tokens_do_not_reach_the_flow(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_given_steps_are_not_learned(policy: str) -> None:
+    model = network(policy)
+    batch, given = train_batch(model.config), torch.tensor([0, 8, 3, 0])
+    fixed = {"noise": torch.cat([noise(), noise(3)]), "time": torch.rand(4), "draws": 2, "given": given}
+    moved = dataclasses.replace(batch, actions=batch.actions.clone())
+    moved.actions[1, 45:] += 1  # real, free steps
+    with torch.no_grad():
+        loss, other = model.losses(batch, **fixed)["flow"], model.losses(moved, **fixed)["flow"]
+        rows = model.row_losses(batch, **fixed)["flow"]
+    # Sample 0 counts 30 steps of its first draw and 27 of its second, sample 1 42 and 50, 7 entries each.
+    torch.testing.assert_close(loss, rows.sum() / (7 * (30 + 27 + 42 + 50)))
+    assert loss != other
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_batch_in_pieces_adds_up(policy: str) -> None:
+    model = network(policy)
+    batch, fixed = train_batch(model.config), {"noise": noise(), "time": torch.rand(2)}
+    with torch.no_grad():
+        whole = model.losses(batch, **fixed)["flow"]
+        counts = batch.counts()["flow"].sum()
+        parts = []
+        for i in range(B):
+            row = slice(i, i + 1)
+            words = Text(*(getattr(batch.expert, f.name)[row] for f in dataclasses.fields(Text)))
+            state = None if batch.state is None else batch.state[row]
+            piece = TrainBatch(
+                batch.images[row],
+                batch.image_mask[row],
+                None,
+                words,
+                batch.actions[row],
+                batch.action_mask[row],
+                state=state,
+            )
+            parts.append(model.row_losses(piece, noise=fixed["noise"][row], time=fixed["time"][row])["flow"])
+    torch.testing.assert_close(sum(part.sum() for part in parts) / counts, whole)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_insulation_is_exact(policy: str) -> None:
     model = network(policy)
     batch = train_batch(model.config)

@@ -20,8 +20,9 @@ from pi05_model.checkpoint import load_network
 from pi05_model.engine import Engine
 from pi05_model.flow import interpolate
 from pi05_model.flow_policy import FlowPolicy, time_embedding
+from pi05_model.foreign import Choices
 from pi05_model.images import resize_with_pad
-from pi05_model.importer import Choices, import_checkpoint
+from pi05_model.importer import import_checkpoint
 from pi05_model.masks import block_mask
 from pi05_model.names import LEROBOT_PREFIX, rows
 from pi05_model.pi0 import Pi0
@@ -268,7 +269,7 @@ def test_fast_loss_and_gradients(fast: Case) -> None:
     images, image_mask = fast.given["images"], fast.given["image_mask"]
     batch = TrainBatch(images, image_mask, None, answered(fast), nothing, nothing.bool(), action_tokens=True)
     model.zero_grad()
-    losses = model(batch)
+    losses = model.losses(batch)
     close(losses["total"].detach(), fast.expected["loss"], 1e-4)
     losses["total"].backward()
     check_gradients(fast)

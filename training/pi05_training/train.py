@@ -223,7 +223,7 @@ class Trainer:
         """
         config = self.config
         config.out.mkdir(parents=True, exist_ok=True)
-        forward = torch.compile(self.model) if config.compile else self.model
+        forward = torch.compile(self.model.losses) if config.compile else self.model.losses
         generator = torch.Generator().manual_seed(config.seed)
         arrivals = self.source.watch(self._prepare) if config.watch else None
         started, saved = time.monotonic(), config.out
