@@ -100,7 +100,8 @@ class LeRobotFormat:
         image = {"dtype": "video", "shape": [*self.image_size, 3], "names": ["height", "width", "channels"]}
         features: dict[str, Feature] = {STATE: {**vector}, ACTION: {**vector}}
         features |= {IMAGES + name: {**image} for name in self.cameras}
-        features[PRESENT] = {"dtype": "bool", "shape": [len(self.cameras)], "names": list(self.cameras)}
+        if self.cameras:
+            features[PRESENT] = {"dtype": "bool", "shape": [len(self.cameras)], "names": list(self.cameras)}
         features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
         for name in ("frame_index", "episode_index", "index", "task_index", SUBTASK_INDEX):
             features[name] = {"dtype": "int64", "shape": [1], "names": None}

@@ -132,6 +132,8 @@ class RunningStats:
         Raises:
             ValueError: nothing was taken in.
         """
+        if not self.count:
+            raise ValueError("no frames, no statistics")
         q01, q99 = (self._quantiles(q) for q in (0.01, 0.99))
         std = np.sqrt(self._spread / self.count)
         return NormStats(self._mean, std, q01, q99, self._low, self._high, self.count)
