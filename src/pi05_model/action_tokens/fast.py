@@ -91,8 +91,8 @@ class FastTokenizer:
         """Learn a vocabulary from normalised chunks [N, H, D].
 
         Raises:
-            ValueError: wrong shape or values.
-            ActionTokenizerError: no chunks, or the vocabulary is too small for the bytes of the range.
+            ActionTokenizerError: wrong shape or values, no chunks, or the vocabulary is too small for the bytes of the
+                range.
         """
         x = _some(chunks)
         quantised = np.rint(dct(x) * scale).astype(np.int64)
@@ -151,7 +151,7 @@ class FastTokenizer:
             MalformedActionsError: a row has an unknown id, is not text, or spells another number of coefficients.
         """
         if horizon < 1 or dim < 1:
-            raise ValueError(f"horizon and dim must be positive, got {horizon} and {dim}")
+            raise ActionTokenizerError(f"horizon and dim must be positive, got {horizon} and {dim}")
         codes = [self._read(row, ids, horizon * dim) for row, ids in enumerate(tokens)]
         quantised = np.array(codes, dtype=np.float64).reshape(len(codes), horizon, dim) + self.min_token
         return inverse_dct(quantised / self.scale).astype(np.float32)
@@ -160,7 +160,7 @@ class FastTokenizer:
         """Return the rules for constrained decoding of one chunk.
 
         Raises:
-            ValueError: no chunk can be said in `max_tokens`.
+            ActionTokenizerError: no chunk can be said in `max_tokens`.
         """
         return ByteGrammar(self._vocabulary, horizon * dim, max_tokens)
 

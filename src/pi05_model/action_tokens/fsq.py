@@ -98,8 +98,7 @@ class FsqTokenizer(LatentTokenizer):
         """Fit to normalised chunks [N, H, D]; without a config, of their size.
 
         Raises:
-            ValueError: wrong shape or values.
-            ActionTokenizerError: there are no chunks, or the loss stops being finite.
+            ActionTokenizerError: wrong shape or values, no chunks, or the loss stops being finite.
         """
         _, horizon, dim = check_chunks(chunks).shape
         tokenizer: FsqTokenizer = cls.fit_network(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pi05_model.action_tokens.protocol import MalformedActionsError, Mask
+from pi05_model.action_tokens.protocol import ActionTokenizerError, MalformedActionsError, Mask
 
 Counts = NDArray[np.int64]
 
@@ -107,10 +107,10 @@ class ByteGrammar:
 
     def __post_init__(self) -> None:
         if self.length < 1:
-            raise ValueError(f"a chunk has at least one coefficient, got {self.length}")
+            raise ActionTokenizerError(f"a chunk has at least one coefficient, got {self.length}")
         if self.max_tokens is not None and self.max_tokens < self.needed(b"")[self.length]:
             shortest = int(self.needed(b"")[self.length])
-            raise ValueError(
+            raise ActionTokenizerError(
                 f"a chunk of {self.length} coefficients needs {shortest} tokens, allowed are {self.max_tokens}"
             )
 

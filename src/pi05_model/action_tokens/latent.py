@@ -210,7 +210,7 @@ class LatentTokenizer(ABC):
         """Return normalised chunks float32 [B, horizon, dim].
 
         Raises:
-            ValueError: the tokenizer is for another horizon or width.
+            ActionTokenizerError: the tokenizer is for another horizon or width.
             MalformedActionsError: a row has another number of tokens, or an unknown id.
         """
         self._check_size(horizon, dim)
@@ -231,11 +231,11 @@ class LatentTokenizer(ABC):
         """Return the rules for constrained decoding: exactly `config.tokens` tokens.
 
         Raises:
-            ValueError: the tokenizer is for another horizon or width, or the tokens are more than `max_tokens`.
+            ActionTokenizerError: the tokenizer is for another horizon or width, or needs more than `max_tokens`.
         """
         self._check_size(horizon, dim)
         if max_tokens is not None and max_tokens < self.config.tokens:
-            raise ValueError(f"a chunk needs {self.config.tokens} tokens, allowed are {max_tokens}")
+            raise ActionTokenizerError(f"a chunk needs {self.config.tokens} tokens, allowed are {max_tokens}")
         return FixedGrammar(self.vocab_size, self.config.tokens)
 
     def save(self, folder: Path | str) -> None:
@@ -255,7 +255,7 @@ class LatentTokenizer(ABC):
 
     def _check_size(self, horizon: int, dim: int) -> None:
         if (horizon, dim) != (self.config.horizon, self.config.dim):
-            raise ValueError(
+            raise ActionTokenizerError(
                 f"this tokenizer is for chunks of {self.config.horizon}x{self.config.dim}, not {horizon}x{dim}: "
                 "fit one for that size"
             )

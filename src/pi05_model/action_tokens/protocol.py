@@ -128,7 +128,7 @@ class ActionSpace:
         path = folder / STATS_FILE
         if not path.exists():
             return None
-        return cls(load_norm_stats(path)[STATS_KEY], tuple(int(i) for i in relative_entries))
+        return cls(load_action_stats(path), tuple(int(i) for i in relative_entries))
 
 
 class ActionTokenizer(Protocol):
@@ -150,7 +150,7 @@ class ActionTokenizer(Protocol):
         """Return the ids of normalised chunks [B, H, D].
 
         Raises:
-            ValueError: wrong shape, or values that are not finite.
+            ActionTokenizerError: wrong shape, or values that are not finite.
         """
 
     def decode(self, tokens: Sequence[Sequence[int]], horizon: int, dim: int) -> Chunks:
@@ -171,16 +171,18 @@ def check_chunks(chunks: ArrayLike, horizon: int | None = None, dim: int | None 
     """Return chunks as float64 [B, H, D] after checking them.
 
     Raises:
-        ValueError: not three-dimensional, of another horizon or width than the tokenizer's, or not finite.
+        ActionTokenizerError: not three-dimensional, of another horizon or width than the tokenizer's, or not finite.
     """
     x = np.asarray(chunks, dtype=np.float64)
     expected = f"[batch, {horizon or 'horizon'}, {dim or 'dim'}]"
     if x.ndim != 3 or 0 in x.shape[1:] or x.shape[1] != (horizon or x.shape[1]) or x.shape[2] != (dim or x.shape[2]):
-        raise ValueError(f"chunks must have the shape {expected}, got {list(x.shape)}")
+        raise ActionTokenizerError(f"chunks must have the shape {expected}, got {list(x.shape)}")
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):
         row, step, entry = (int(i) for i in bad[0])
-        raise ValueError(f"chunk {row}, step {step}, entry {entry} is {x[row, step, entry]}: values must be finite")
+        raise ActionTokenizerError(
+            f"chunk {row}, step {step}, entry {entry} is {x[row, step, entry]}: values must be finite"
+        )
     return x
 
 
@@ -192,6 +194,24 @@ def check_space(tokenizer: ActionTokenizer, stats: NormStats, relative_entries: 
     """
     if tokenizer.space is not None:
         tokenizer.space.check(ActionSpace(stats, tuple(relative_entries)))
+
+
+def load_action_stats(path: Path) -> NormStats:
+    """Read the statistics of the actions from a norm_stats.json.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ActionTokenizerError: it is damaged, or has no actions.
+    """
+    try:
+        groups = load_norm_stats(path)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ActionTokenizerError(f"{path} holds no statistics: {error}") from error
+    if STATS_KEY not in groups:
+        raise ActionTokenizerError(
+            f"{path} has no statistics of {STATS_KEY!r}, only of {', '.join(groups) or 'nothing'}"
+        )
+    return groups[STATS_KEY]
 
 
 def _relative(actions: ArrayLike, states: ArrayLike | None, entries: tuple[int, ...]) -> NDArray[np.float64]:

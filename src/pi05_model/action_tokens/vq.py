@@ -130,8 +130,7 @@ class VqTokenizer(LatentTokenizer):
         """Fit to normalised chunks [N, H, D]; without a config, of their size.
 
         Raises:
-            ValueError: wrong shape or values.
-            ActionTokenizerError: there are no chunks, or the loss stops being finite.
+            ActionTokenizerError: wrong shape or values, no chunks, or the loss stops being finite.
         """
         _, horizon, dim = check_chunks(chunks).shape
         tokenizer: VqTokenizer = cls.fit_network(
