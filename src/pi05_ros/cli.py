@@ -32,6 +32,7 @@ COMMANDS = {
     "convert": Command("pi05_training.data.command:main", "Turn rosbags into a dataset."),
     "stats": Command("pi05_training.data.stats_command:main", "Compute the normalisation statistics of datasets."),
     "record": Command("pi05_ros.record:main", "Record demonstrations as rosbags; repair what a crash cut off."),
+    "tokenizer": Command("pi05_training.tokenize:main", "Fit, adapt and inspect action tokenizers (FAST, FSQ, VQ)."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
     "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
     "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),
