@@ -84,6 +84,7 @@ class Bag:
     damage: Damage
     _streams: list[McapStream] = field(default_factory=list)
     _types: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _decode: tuple[set[str], Callable[[bytes, str], Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -143,6 +144,8 @@ class Bag:
         Raises:
             DatasetError: a type that neither knows.
         """
+        if self._decode is not None and kinds <= self._decode[0]:
+            return self._decode[1]
         known = get_typestore(Stores.ROS2_KILTED)
         store = get_typestore(Stores.EMPTY)
         types: dict[str, Any] = {}
@@ -156,6 +159,7 @@ class Bag:
                 raise DatasetError(f"{self.path}: type {kind} is not defined in the bag and not part of ROS 2 Kilted")
         store.register(types)
         decode: Callable[[bytes, str], Any] = store.deserialize_cdr
+        self._decode = (kinds, decode)
         return decode
 
 

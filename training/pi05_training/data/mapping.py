@@ -37,7 +37,7 @@ from pi05_training.data.bags import Bag, BagMessage
 from pi05_training.data.commands import Commands, VectorCommands
 from pi05_training.data.episode import DatasetError
 from pi05_training.data.frames import FrameMaker, PartFrame
-from pi05_training.data.sources import ReceiveClock
+from pi05_training.data.sources import receive_shift_ns
 
 NS = 1_000_000_000
 ACTION = "action"
@@ -259,12 +259,7 @@ class MappedSource:
         self.topics = tuple(dict.fromkeys((*self._cameras, *self._sources, *self._texts)))
         self.commands: Commands = self._vectors
         self.refused: Counter[str] = Counter()
-        self._clock = ReceiveClock()
-
-    @property
-    def shift_ns(self) -> int:
-        """How far the clock of receipt is ahead of the clock of the stamps."""
-        return self._clock.shift_ns
+        self.shift_ns = receive_shift_ns(bag, [*self._cameras, *self._sources])
 
     def explain(self) -> str:
         """Say which entries never came, and which joints the topics have."""
@@ -309,8 +304,6 @@ class MappedSource:
     def _stamp(self, message: BagMessage) -> int:
         header = getattr(message.message, "header", None)
         stamp_ns = 0 if header is None else stamp_to_ns(header.stamp)
-        if stamp_ns:
-            self._clock.see(message.log_ns, stamp_ns)
         return stamp_ns or message.log_ns - self.shift_ns
 
     def _encoded(self, message: BagMessage) -> Any:

@@ -1,8 +1,8 @@
 """Which messages of a bag mean what: the topics of this robot, under any namespace."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ from pi05_training.data.frames import FrameMaker, PartFrame
 NS = 1_000_000_000
 # Clocks of receipt and of stamps further apart than this are different clocks (a bag that was played and recorded) [s].
 OTHER_CLOCK_S = 60.0
+# So many messages are looked at for a stamp.
+_LOOK_AT = 100
 # Entries of the state that differ more in age are not one state [s]; as state_node has it.
 MERGE_MAX_AGE_S = 0.1
 
@@ -33,16 +35,14 @@ class Source(Protocol):
         cameras: the contract's cameras that the bag has.
         commands: what was commanded.
         refused: messages that could not be used, by "source: reason".
+        shift_ns: how far the clock of receipt is ahead of the clock of the stamps.
     """
 
     topics: tuple[str, ...]
     cameras: tuple[str, ...]
     commands: Commands
     refused: Counter[str]
-
-    @property
-    def shift_ns(self) -> int:
-        """How far the clock of receipt is ahead of the clock of the stamps."""
+    shift_ns: int
 
     def explain(self) -> str:
         """Say why there may be no state; "" when nothing is known to be wrong."""
@@ -51,24 +51,20 @@ class Source(Protocol):
         """Tell one message; yields the frames that this completes."""
 
 
-@dataclass
-class ReceiveClock:
-    """Puts times of receipt into the clock of the stamps.
+def receive_shift_ns(bag: Bag, stamped: Sequence[str]) -> int:
+    """Return how far the clock of receipt is ahead of the clock of the stamps; 0 while both are the same clock.
 
-    Attributes:
-        shift_ns: how far it is ahead; 0 while both are the same clock.
+    Args:
+        bag: the recording.
+        stamped: topics whose messages have headers.
     """
-
-    shift_ns: int = 0
-
-    def __post_init__(self) -> None:
-        self._known = False
-
-    def see(self, log_ns: int, stamp_ns: int) -> None:
-        """Compare the two; the first pair decides."""
-        if not self._known:
-            self._known = True
-            self.shift_ns = log_ns - stamp_ns if abs(log_ns - stamp_ns) > OTHER_CLOCK_S * NS else 0
+    for message in islice(bag.messages(stamped), _LOOK_AT):
+        header = getattr(message.message, "header", None)
+        stamp_ns = 0 if header is None else stamp_to_ns(header.stamp)
+        if stamp_ns:
+            ahead_ns = message.log_ns - stamp_ns
+            return ahead_ns if abs(ahead_ns) > OTHER_CLOCK_S * NS else 0
+    return 0
 
 
 class RobotSource:
@@ -103,12 +99,8 @@ class RobotSource:
         self.chunks = ChunkCommands(contract, ControllerConfig())
         self.commands: Commands = self.chunks
         self.refused: Counter[str] = Counter()
-        self._clock = ReceiveClock()
-
-    @property
-    def shift_ns(self) -> int:
-        """How far the clock of receipt is ahead of the clock of the stamps."""
-        return self._clock.shift_ns
+        said = (topics.TASK, topics.SUBTASK)
+        self.shift_ns = receive_shift_ns(bag, [name for name in self.topics if self._relative[name] not in said])
 
     def explain(self) -> str:
         """Say which parts of a merged state are missing."""
@@ -118,8 +110,6 @@ class RobotSource:
     def feed(self, message: BagMessage, maker: FrameMaker) -> Iterator[PartFrame]:
         """Tell one message; yields the frames that this completes."""
         topic, said = self._relative[message.topic], message.message
-        if topic in self._camera_of or topic in (topics.STATE, topics.JOINT_STATES, topics.ODOM):
-            self._clock.see(message.log_ns, stamp_to_ns(said.header.stamp))
         log_ns = message.log_ns - self.shift_ns
         maker.received(log_ns)
         try:

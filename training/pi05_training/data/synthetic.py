@@ -92,7 +92,7 @@ class Messages:
 
     def _joints(self, topic: str, stamp_ns: int, names: Sequence[str], positions: Array) -> Event:
         empty = np.zeros(0)
-        header, position = _header(stamp_ns, "base_link"), np.asarray(positions, np.float64)
+        header, position = _header(stamp_ns, "base_link"), np.ascontiguousarray(positions, np.float64)
         kind = "sensor_msgs/msg/JointState"
         message = _make(kind, header=header, name=list(names), position=position, velocity=empty, effort=empty)
         return self._event(topic, stamp_ns, message)
