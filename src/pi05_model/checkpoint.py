@@ -5,6 +5,7 @@
                         "extra": anything the policy or its user keeps with it}
     norm_stats.json     openpi's layout
     tokenizer.json      vocabulary
+    action_tokenizer/   of a policy that says actions as tokens (π0-FAST)
 
 Loading is all or nothing: a missing, unexpected, misshaped or non-finite tensor is an error that lists it, and so is a
 tokenizer that is not the one the checkpoint was saved with.
@@ -12,6 +13,7 @@ tokenizer that is not the one the checkpoint was saved with.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pi05_model.action_tokens import ActionTokenizer, ActionTokenizerError, check_space, load_action_tokenizer
 from pi05_model.backbone import Backbone
 from pi05_model.build import build
 from pi05_model.config import ModelConfig
@@ -49,6 +52,7 @@ __all__ = [
 FORMAT = "pi05_ros/1"
 CONFIG, STATS, TOKENIZER = "config.json", "norm_stats.json", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, STATS, TOKENIZER)
+ACTION_TOKENIZER = "action_tokenizer"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Checkpoint:
     stats: dict[str, NormStats]
     tokenizer: Tokenizer
     extra: dict[str, Any] = field(default_factory=dict)
+    action_tokenizer: ActionTokenizer | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -88,6 +93,7 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     dtype: torch.dtype | None = torch.float32,
     extra: Mapping[str, Any] | None = None,
+    action_tokenizer: ActionTokenizer | None = None,
 ) -> None:
     """Write a checkpoint folder.
 
@@ -98,16 +104,17 @@ def save_checkpoint(
         tokenizer: the vocabulary it was trained with.
         dtype: that all weights are stored in, float32 or bfloat16; None keeps the dtype that each has.
         extra: JSON values kept beside the configuration, such as the list of subtasks and the names of the actions.
+        action_tokenizer: of a policy that says actions as tokens.
 
     Raises:
-        CheckpointError: a weight is not finite, or the tokenizer does not fit the network; nothing is written.
+        CheckpointError: a weight is not finite, or a tokenizer does not fit the network; nothing is written.
     """
     weights = model.state_dict()
     _require_finite(weights, f"the network to be saved at {path}")
     specs = {name: TensorSpec(dtype or tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
     with staging(Path(path)) as folder:
         write_weights(folder / WEIGHTS, specs, lambda name: weights[name].to("cpu", specs[name].dtype))
-        write_parts(folder, model.config, stats, tokenizer, extra or {})
+        write_parts(folder, model.config, stats, tokenizer, extra or {}, action_tokenizer)
 
 
 def write_parts(
@@ -116,12 +123,20 @@ def write_parts(
     stats: Mapping[str, NormStats] | None,
     tokenizer: Tokenizer | None,
     extra: Mapping[str, Any],
+    action_tokenizer: ActionTokenizer | None = None,
 ) -> None:
     """Write the files of a checkpoint beside its weights; without statistics or tokenizer it is not complete.
 
     Raises:
-        CheckpointError: the tokenizer does not fit the network.
+        CheckpointError: a tokenizer does not fit the network or the statistics.
     """
+    if action_tokenizer is not None:
+        if stats is not None:
+            try:
+                check_space(action_tokenizer, stats["actions"], config.relative_entries)
+            except ActionTokenizerError as error:
+                raise CheckpointError(f"action tokenizer: {error}") from error
+        action_tokenizer.save(folder / ACTION_TOKENIZER)
     description = {"format": FORMAT, "config": config.to_dict()}
     if stats is not None:
         save_norm_stats(stats, folder / STATS)
@@ -157,6 +172,8 @@ def staging(path: Path, fresh: bool = False) -> Iterator[Path]:
             yield folder
             # The configuration last: with it a reader finds the rest complete.
             for file in sorted(folder.iterdir(), key=lambda file: file.name == CONFIG):
+                if file.is_dir():
+                    shutil.rmtree(path / file.name, ignore_errors=True)
                 file.replace(path / file.name)
     except BaseException:
         if new and not any(path.iterdir()):
@@ -185,6 +202,8 @@ def load_checkpoint(
         stats = load_norm_stats(path / STATS)
         text = (path / TOKENIZER).read_text("utf-8")
         tokenizer = tokenizer_from_json(text)
+        actions = path / ACTION_TOKENIZER
+        action_tokenizer = load_action_tokenizer(actions) if actions.is_dir() else None
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
     if description.tokenizer_sha256 not in (None, _sha256(text)):
@@ -195,7 +214,7 @@ def load_checkpoint(
         )
     _require_vocabulary(tokenizer, description.config, str(path / TOKENIZER))
     model = load_network(path, compute_dtype, dtype)
-    return Checkpoint(model, stats, tokenizer, description.extra)
+    return Checkpoint(model, stats, tokenizer, description.extra, action_tokenizer)
 
 
 def load_network(
@@ -276,7 +295,8 @@ def fingerprint(path: Path | str) -> str:
     path = Path(path)
     _require_files(path, FILES)
     digest = hashlib.sha256()
-    for name in sorted(FILES):
+    actions = [str(file.relative_to(path)) for file in (path / ACTION_TOKENIZER).rglob("*") if file.is_file()]
+    for name in sorted((*FILES, *actions)):
         with (path / name).open("rb") as file:
             digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pi05_model.checkpoint import (
+    ACTION_TOKENIZER,
     CONFIG,
     FORMAT,
     STATS,
@@ -24,8 +25,8 @@ from pi05_model.checkpoint import (
     staging,
 )
 from pi05_model.config import ModelConfig
+from pi05_model.foreign import OWN_CONFIG
 from pi05_model.foreign_stats import openpi_arrays, read_project
-from pi05_model.importer import OWN_CONFIG
 from pi05_model.lerobot import config_json, write_processors
 from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows, split_sizes
 from pi05_model.normalize import NormStats
@@ -139,12 +140,14 @@ def _write_own(folder: Path, path: Path, description: Description) -> None:
     for name in (STATS, TOKENIZER):
         if (path / name).is_file():
             shutil.copyfile(path / name, folder / name)
+    if (path / ACTION_TOKENIZER).is_dir():
+        shutil.copytree(path / ACTION_TOKENIZER, folder / ACTION_TOKENIZER)
 
 
 def _write_lerobot(
     folder: Path, description: Description, stats: Mapping[str, NormStats] | None, weights: WeightFiles
 ) -> dict[str, Any]:
-    names = description.extra.get("action_names", ())
+    names = description.extra.get("names", ())
     described = config_json(description.config, stats, weights.specs["embed.weight"].dtype, names)
     if stats is not None:
         write_processors(folder, described, stats)

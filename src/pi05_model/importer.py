@@ -1,80 +1,22 @@
 """Checkpoints of lerobot and openpi (PyTorch) -> a checkpoint folder of this project.
 
-    lerobot   model.safetensors (or shards and their index), config.json with "type", policy_preprocessor.json
-    openpi    model.safetensors, config.json with "action_horizon" (or none), assets/<robot>/norm_stats.json
-
 All or nothing: a missing, unexpected, misshaped or non-finite tensor is an error that lists it, and nothing is written.
 Tensors pass through one by one in the dtype that they have; a network of any size needs little memory.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pi05_model.action_tokens import ActionTokenizer, ActionTokenizerError, load_action_tokenizer
 from pi05_model.build import build
-from pi05_model.checkpoint import FORMAT, read_description, staging, write_parts
-from pi05_model.config import ModelConfig
-from pi05_model.foreign_stats import find_openpi, read_lerobot, read_openpi, read_project
-from pi05_model.names import EMBEDDING, TEXT_HEAD, canonical, is_unread, rows
-from pi05_model.normalize import Family, Method, NormStats
-from pi05_model.sizes import Derivation, derive, feature_dim
+from pi05_model.checkpoint import ACTION_TOKENIZER, STATS, TOKENIZER, staging, write_parts
+from pi05_model.foreign import Choices, Foreign, read_foreign
+from pi05_model.names import EMBEDDING, TEXT_HEAD, canonical, rows
 from pi05_model.tokenizer import Tokenizer, load_tokenizer
-from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, WeightFiles, find_weights, write_weights
-
-OWN_CONFIG = "pi05_ros.json"
-"""What `exporter` leaves beside an exported network, so that it comes back as it was."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user may say about a checkpoint that its folder does not.
-
-    Attributes:
-        sizes: see `sizes`; for reduced networks.
-        settings: fields of ModelConfig, such as {"horizon": 15, "state_in_prompt": False}.
-        tokenizer: source for `load_tokenizer`.
-        stats: a norm_stats.json to use instead of the folder's.
-        asset_id: which robot's statistics of an openpi folder.
-        action_dim: real entries of state and action, when the statistics are padded.
-    """
-
-    sizes: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: Path | str | None = None
-    stats: Path | None = None
-    asset_id: str | None = None
-    action_dim: int | None = None
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A folder of lerobot or openpi, read without its tensors' data.
-
-    Attributes:
-        family: who wrote it.
-        config: the same network here.
-        weights: the tensors under the names in the files.
-        stored: openpi's name -> name in the files.
-        unread: names of tensors that no policy computes with.
-        stats: normalisation statistics, None when the folder has none.
-        extra: what the checkpoint should keep about its source.
-        notes: what had to be assumed.
-    """
-
-    path: Path
-    family: Family
-    config: ModelConfig
-    weights: WeightFiles
-    stored: Mapping[str, str]
-    unread: tuple[str, ...]
-    stats: Mapping[str, NormStats] | None
-    extra: Mapping[str, Any]
-    notes: tuple[str, ...]
+from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, write_weights
 
 
 @dataclass(frozen=True)
@@ -88,39 +30,6 @@ class Imported:
 
     source: Foreign
     missing: tuple[str, ...]
-
-
-def is_foreign(path: Path) -> bool:
-    """Tell whether a folder looks like lerobot's or openpi's rather than this project's."""
-    described = _described(path)
-    return "format" not in described and any(path.glob("*.safetensors"))
-
-
-def read_foreign(path: Path | str, choices: Choices | None = None) -> Foreign:
-    """Read what a folder of lerobot or openpi holds.
-
-    Raises:
-        CheckpointError: it is no such folder, or its parts contradict each other.
-    """
-    path, choices = Path(path), choices or Choices()
-    if not path.is_dir():
-        raise CheckpointError(f"no folder at {path}")
-    described = _described(path)
-    if "format" in described:
-        raise CheckpointError(f"{path} is a checkpoint of this project already (format {described['format']})")
-    family: Family = "lerobot" if "type" in described or _has_prefix(path) else "openpi"
-    weights = WeightFiles(find_weights(path))
-    stored, unread = _names(weights)
-    specs = {name: weights.specs[file_name] for name, file_name in stored.items()}
-    own = _described(path, OWN_CONFIG)
-    if own:
-        derivation = Derivation(_own_config(path, own))
-    else:
-        derivation = derive(specs, described, choices.sizes, choices.settings)
-    extra = dict(own["extra"]) if own else _source(family, described)
-    stats = _stats(path, family, derivation.config, weights, described, choices, bool(own))
-    notes = [*derivation.notes, *([f"not read: {', '.join(unread)}"] if unread else [])]
-    return Foreign(path, family, derivation.config, weights, stored, unread, stats, extra, tuple(notes))
 
 
 def convert(source: Foreign) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]]]:
@@ -177,7 +86,7 @@ def import_checkpoint(path: Path | str, out: Path | str, choices: Choices | None
     source = read_foreign(path, choices)
     specs, parts = convert(source)
     _require_tied(source)
-    tokenizer = _tokenizer(source, choices)
+    tokenizer, action_tokenizer = _tokenizer(source, choices), _action_tokenizer(source, choices)
     broken: list[str] = []
 
     def tensor_of(name: str) -> Tensor:
@@ -190,56 +99,20 @@ def import_checkpoint(path: Path | str, out: Path | str, choices: Choices | None
         write_weights(folder / WEIGHTS, specs, tensor_of)
         if broken:
             raise CheckpointError(f"{source.path} is damaged:\n  " + "\n  ".join(broken))
-        write_parts(folder, source.config, source.stats, tokenizer, source.extra)
+        write_parts(folder, source.config, source.stats, tokenizer, source.extra, action_tokenizer)
+    return Imported(source, tuple(still_missing(source, tokenizer is not None, action_tokenizer is not None)))
+
+
+def still_missing(source: Foreign, has_tokenizer: bool = False, has_action_tokenizer: bool = False) -> list[str]:
+    """Return what a checkpoint made of `source` would lack before it can run, each with what provides it."""
     missing = []
     if source.stats is None:
-        missing.append("norm_stats.json (give --stats)")
-    if tokenizer is None:
-        missing.append("tokenizer.json (give --tokenizer, PaliGemma's tokenizer.model or tokenizer.json)")
-    return Imported(source, tuple(missing))
-
-
-def _described(path: Path, name: str = "config.json") -> dict[str, Any]:
-    file = path / name
-    if not file.is_file():
-        return {}
-    try:
-        described = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-    if not isinstance(described, dict):
-        raise CheckpointError(f"{file} is damaged: not a JSON object")
-    return described
-
-
-def _own_config(path: Path, own: Mapping[str, Any]) -> ModelConfig:
-    if own.get("format") != FORMAT:
-        raise CheckpointError(f"{path / OWN_CONFIG}: format is {own.get('format')!r}, expected {FORMAT!r}")
-    return read_description(path / OWN_CONFIG).config
-
-
-def _has_prefix(path: Path) -> bool:
-    return any(name.startswith("model.") for name in WeightFiles(find_weights(path)))
-
-
-def _names(weights: WeightFiles) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return openpi's name -> stored name, and the stored names that no policy reads."""
-    stored: dict[str, str] = {}
-    unread = []
-    for name in weights:
-        known = canonical(name)
-        if is_unread(known):
-            unread.append(name)
-        elif known in stored:
-            raise CheckpointError(f"{name} and {stored[known]} are the same tensor {known}; remove one")
-        else:
-            stored[known] = name
-    head = stored.pop(TEXT_HEAD, None)
-    if head is not None:  # tied: a file may hold either name
-        stored.setdefault(EMBEDDING, head)
-        if stored[EMBEDDING] != head:
-            unread.append(head)
-    return stored, tuple(sorted(unread))
+        missing.append(f"{STATS} (give --stats)")
+    if not has_tokenizer:
+        missing.append(f"{TOKENIZER} (give --tokenizer, PaliGemma's tokenizer.model or tokenizer.json)")
+    if not has_action_tokenizer and source.config.policy == "pi0_fast":
+        missing.append(f"{ACTION_TOKENIZER}/ (give --action-tokenizer, a folder of FAST's files)")
+    return missing
 
 
 def _require_tied(source: Foreign) -> None:
@@ -254,46 +127,27 @@ def _require_tied(source: Foreign) -> None:
         )
 
 
-def _source(family: Family, described: Mapping[str, Any]) -> dict[str, Any]:
-    source: dict[str, Any] = {"family": family}
-    names = described.get("action_feature_names")
-    action_dim = feature_dim(described, "output_features", "action")
-    return {"source": source | ({"action_dim": action_dim} if action_dim else {})} | (
-        {"action_names": list(names)} if names else {}
-    )
-
-
-def _stats(
-    path: Path,
-    family: Family,
-    config: ModelConfig,
-    weights: WeightFiles,
-    described: Mapping[str, Any],
-    choices: Choices,
-    own: bool,
-) -> dict[str, NormStats] | None:
-    method: Method = "mean_std" if config.policy == "pi0" else "quantile"
-    if choices.stats is not None:
-        return read_openpi(choices.stats, family, method, choices.action_dim)
-    if own and (path / "norm_stats.json").is_file():
-        return read_project(path / "norm_stats.json")
-    if family == "lerobot" and (stats := read_lerobot(path, weights, described)):
-        return stats
-    file = find_openpi(path, choices.asset_id)
-    return None if file is None else read_openpi(file, family, method, choices.action_dim)
-
-
 def _tokenizer(source: Foreign, choices: Choices) -> Tokenizer | None:
     """Return the tokenizer that was asked for, else the one that lies in the folder, else None."""
     chosen = choices.tokenizer
-    if chosen is None and (source.path / "tokenizer.json").is_file():
-        chosen = source.path / "tokenizer.json"
+    if chosen is None and (source.path / TOKENIZER).is_file():
+        chosen = source.path / TOKENIZER
     if chosen is None:
         return None
     try:
         return load_tokenizer(chosen)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"tokenizer: {error}") from error
+
+
+def _action_tokenizer(source: Foreign, choices: Choices) -> ActionTokenizer | None:
+    folder = choices.action_tokenizer
+    if folder is None and (source.path / ACTION_TOKENIZER).is_dir():
+        folder = source.path / ACTION_TOKENIZER
+    try:
+        return None if folder is None else load_action_tokenizer(folder)
+    except ActionTokenizerError as error:
+        raise CheckpointError(f"action tokenizer: {error}") from error
 
 
 def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -14,15 +14,15 @@ from pi05_model.config import GemmaConfig, ModelConfig
 Row = tuple[str, tuple[str, ...]]
 
 LEROBOT_PREFIX = "model."
-_JOINT = "paligemma_with_expert"
-_PALI = f"{_JOINT}.paligemma"
+JOINT = "paligemma_with_expert"
+_PALI = f"{JOINT}.paligemma"
 TOWER = f"{_PALI}.model.vision_tower.vision_model"
 VLM = f"{_PALI}.model.language_model"
-EXPERT = f"{_JOINT}.gemma_expert.model"
+EXPERT = f"{JOINT}.gemma_expert.model"
 EMBEDDING = f"{VLM}.embed_tokens.weight"
 TEXT_HEAD = f"{_PALI}.lm_head.weight"
 """Tied to the embedding in openpi; lerobot keeps a second tensor."""
-EXPERT_HEAD = f"{_JOINT}.gemma_expert.lm_head.weight"
+EXPERT_HEAD = f"{JOINT}.gemma_expert.lm_head.weight"
 """The expert says no text; lerobot's strict loader wants the tensor nevertheless."""
 
 ADAPTIVE_NORM = f"{EXPERT}.norm.dense.weight"

@@ -16,6 +16,7 @@ from typing import Any
 
 from pi05_model.config import POLICIES, GemmaConfig, ModelConfig, VisionConfig
 from pi05_model.names import ADAPTIVE_NORM, EMBEDDING, EXPERT, TOWER, VLM
+from pi05_model.normalize import Family
 from pi05_model.prompts import PolicyName
 from pi05_model.weights import CheckpointError, TensorSpec
 
@@ -55,7 +56,11 @@ class Derivation:
 
 
 def derive(
-    specs: Specs, described: Mapping[str, Any], sizes: Mapping[str, Any], settings: Mapping[str, Any]
+    specs: Specs,
+    described: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    family: Family,
 ) -> Derivation:
     """Return the configuration of a network.
 
@@ -64,6 +69,7 @@ def derive(
         described: the folder's config.json; empty when there is none.
         sizes: what the module's docstring shows; empty when there is none.
         settings: fields of ModelConfig that the user decides, such as `horizon` or `state_in_prompt`.
+        family: who wrote the network.
 
     Raises:
         CheckpointError: the sources contradict each other, do not suffice, or ask for something that these networks
@@ -88,8 +94,8 @@ def derive(
     if not ({"chunk_size", "action_horizon"} & described.keys() or "chunk" in sizes or "horizon" in settings):
         notes.append(f"nothing says how long a chunk is; assumed {DEFAULT_HORIZON} steps (set the horizon)")
     try:
-        parts = {"vision": vision, "vlm": vlm, "expert": expert, "vocab_size": vocab, "policy": policy}
-        config = ModelConfig(**{**parts, **values, **settings})
+        parts = {"vision": vision, "vlm": vlm, "expert": expert, "vocab_size": vocab}
+        config = ModelConfig(**{**parts, "policy": policy, "family": family, **values, **settings})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"the sizes do not fit together: {error}") from error
     return Derivation(config, notes)

@@ -35,7 +35,9 @@ COMMANDS = {
     "tokenizer": Command("pi05_training.tokenize:main", "Fit, adapt and inspect action tokenizers (FAST, FSQ, VQ)."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
     "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
-    "checkpoint": Command("pi05_ros.checkpoint:main", "Show what a checkpoint holds."),
+    "checkpoint": Command(
+        "pi05_ros.checkpoint:main", "Show what a checkpoint holds; import and export those of lerobot and openpi."
+    ),
     "bench": Command("pi05_ros.bench.cli:main", "Measure the figures of docs/benchmarks.md."),
 }
 
