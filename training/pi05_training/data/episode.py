@@ -56,6 +56,20 @@ class Frame:
     subtask: str
 
 
+@dataclass(frozen=True, slots=True)
+class SubtaskSpan:
+    """A stretch of an episode with one subtask.
+
+    Attributes:
+        start, stop: frames [start, stop) of a dataset's episode, or stamps [ns] of a recording.
+        text: what is carried out; "" when nobody said.
+    """
+
+    start: int
+    stop: int
+    text: str
+
+
 class EpisodeWriter(Protocol):
     """Writes one episode of a dataset, frame by frame, in constant memory. It appears when `close` returns, whole."""
 

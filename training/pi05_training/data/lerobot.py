@@ -14,7 +14,7 @@ import numpy as np
 
 from pi05_model.observation import Image
 from pi05_ros.contract import Contract, load_contract
-from pi05_training.data.episode import DatasetError, Floats, Sample
+from pi05_training.data.episode import DatasetError, Floats, Sample, SubtaskSpan
 from pi05_training.data.lerobot_cache import FrameStore, Rows, VideoStore
 from pi05_training.data.lerobot_meta import (
     ACTION,
@@ -30,7 +30,7 @@ from pi05_training.data.lerobot_meta import (
     load_info,
     read_texts,
 )
-from pi05_training.data.lerobot_rows import SubtaskSpan, language_subtasks, runs
+from pi05_training.data.lerobot_rows import language_subtasks, runs
 from pi05_training.data.lerobot_writer import LeRobotEpisode, LeRobotFormat, LeRobotWriter
 
 __all__ = ["LeRobotDataset", "LeRobotEpisode", "LeRobotFormat", "LeRobotWriter", "lerobot_format"]

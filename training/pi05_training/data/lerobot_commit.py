@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pi05_training.data.episode import DatasetError
+from pi05_training.data.episode import DatasetError, SubtaskSpan
 from pi05_training.data.lerobot_meta import (
     ACTION,
     EPISODES_PATH,
@@ -44,7 +44,6 @@ from pi05_training.data.lerobot_meta import (
 from pi05_training.data.lerobot_rows import (
     ROWS_PER_GROUP,
     Array,
-    SubtaskSpan,
     column,
     language_columns,
     row_groups,

@@ -6,6 +6,7 @@ a whole, and `info.json` is written last: an episode exists when `total_episodes
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,6 +228,18 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from changing a dataset meanwhile."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _episode(root: Path, row: Mapping[str, Any], info: Info) -> Episode:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pi05_training.data.episode import DatasetError
+from pi05_training.data.episode import DatasetError, SubtaskSpan
 from pi05_training.data.lerobot_meta import LANGUAGE, LANGUAGE_EVENTS, Feature, open_parquet
 
 ROWS_PER_GROUP = 10_000
 """Largest row group: an episode of less than 200 s at 50 Hz is one, as lerobot writes them."""
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class SubtaskSpan:
-    """Frames [start, stop) of an episode that carry out `text`; "" when nobody said."""
-
-    start: int
-    stop: int
-    text: str
 
 
 def runs(numbers: Array) -> Iterator[tuple[int, int]]:

@@ -8,11 +8,9 @@ leaves a dataset that loads, without the episode; its remains are overwritten by
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +36,7 @@ from pi05_training.data.lerobot_meta import (
     Info,
     load_episodes,
     load_info,
+    locked,
 )
 from pi05_training.data.lerobot_stats import ImageStats
 from pi05_training.data.video import VideoSettings, VideoWriter
@@ -154,22 +153,11 @@ class LeRobotWriter:
         Raises:
             DatasetError: an episode of this name is there, or a file of the dataset is damaged.
         """
-        with self.locked():
+        with locked(self.root):
             commit(self.root, self.layout.info(), self.layout.record(), self.layout.video, staged)
             shutil.rmtree(staged)
             with contextlib.suppress(OSError):  # others may still be staging
                 staged.parent.rmdir()
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from changing the dataset meanwhile."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
 
 
 class LeRobotEpisode:
@@ -179,7 +167,7 @@ class LeRobotEpisode:
         self._writer, self._info, self._layout = writer, info, writer.layout
         self._folder = writer.root / STAGING / quote(info.name, safe="")
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was killed
-        with writer.locked():  # a commit elsewhere may be about to remove the empty parent
+        with locked(writer.root):  # a commit elsewhere may be about to remove the empty parent
             self._folder.mkdir(parents=True)
         self._records: IO[bytes] = (self._folder / "frames.bin").open("wb")
         self._videos = {name: self._video(name) for name in self._layout.cameras}
