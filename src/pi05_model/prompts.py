@@ -5,6 +5,7 @@
     π0             pick up the red cube\\n                               (the state is a token of its own)
     π0-FAST        Task: pick up the red cube, State: 128 0 255;\\n      read in both directions
                    Action:␣ <action tokens> | <eos>                     causal, what is learned
+    web data       caption en\\n
     boxes          <loc0102><loc0204><loc0306><loc0408> red cube ; pick up the red cube
     control mode   Task: pick up the red cube <control mode> joint <control mode>, State: …
 
@@ -80,6 +81,11 @@ def planner_prompt(task: str, bins: ArrayLike | None, control: ControlMode | Non
 def expert_prompt(subtask: str, bins: ArrayLike | None, control: ControlMode | None = None) -> str:
     """Return the prompt that the action chunk follows; `bins` None leaves the state out."""
     return f"{_task(clean(subtask), bins, control)}Action: "
+
+
+def web_prompt(question: str) -> str:
+    """Return the prompt of a sample without a robot (caption, question, detection): PaliGemma's text and newline."""
+    return clean(question) + "\n"
 
 
 def pi0_prompt(task: str, family: Family = "project") -> str:

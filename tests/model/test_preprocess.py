@@ -81,3 +81,34 @@ def test_relative_entries_are_told_from_the_state(tokenizer: PolicyTokenizer, st
     expected = stats["actions"].normalise(actions - states[:, None])[..., list(entries)]
     np.testing.assert_allclose(moved[..., list(entries)], expected, atol=1e-5)
     np.testing.assert_allclose(relative.physical_actions(moved, states), actions, atol=1e-5)
+
+
+def test_samples_without_a_robot(preprocessor: Preprocessor, tokenizer: PolicyTokenizer) -> None:
+    """Web data beside robot data: its prompt is the bare question, and neither actions nor state count."""
+    rng = np.random.default_rng(0)
+    images = torch.zeros(3, 4, 224, 224, 3, dtype=torch.uint8)
+    state = rng.normal(size=DIM)
+    has = np.ones((3, DIM), bool)
+    has[1], has[2, 4:] = False, False
+    batch = preprocessor.train_batch(
+        images,
+        np.ones((3, 4), bool),
+        [state, None, state],
+        ["clear the table", "caption en", "tidy up"],
+        ["pick up the red cube", "a red cube on a table", None],
+        rng.normal(size=(3, 50, DIM)),
+        expert_subtasks=["pick up the red cube", "none", "stop"],
+        action_mask=has,
+        controls=["joint", None, None],
+    )
+    assert batch.planner is not None
+    texts = [
+        tokenizer.decode(row[valid].tolist())
+        for row, valid in zip(batch.planner.tokens, batch.planner.valid, strict=True)
+    ]
+    assert texts[0].startswith("Task: clear the table <control mode> joint <control mode>, State: ")
+    assert texts[1] == "caption en\na red cube on a table"
+    counts = batch.counts()
+    assert counts["text"].tolist()[2] == 0 and counts["text"][1] > 0
+    assert counts["flow"].tolist() == [50 * DIM, 0, 50 * 4]
+    assert (batch.actions[1] == 0).all() and (batch.actions[2, :, 4:] == 0).all()
