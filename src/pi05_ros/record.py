@@ -16,6 +16,7 @@ from typing import Literal
 
 import tyro
 
+from pi05_ros.config import Value
 from pi05_ros.graph import GraphError
 from pi05_ros.repair import State, find_bags, repair
 
@@ -35,6 +36,7 @@ class RecordArguments:
         realtime_factor: simulated seconds per second at most for --auto; 0: as fast as possible.
         do: one action instead of the keyboard; success and failure keep the episode.
         text: what --do mark (a subtask) or --do event writes.
+        allow_missing: start although topics of the contract are missing.
         notes: for the bag's metadata, as "key=value; key=value".
         repair: repair every bag in and below this folder that was cut off.
         namespace: namespace of the recorder.
@@ -49,6 +51,7 @@ class RecordArguments:
     realtime_factor: float = 1.0
     do: Action | None = None
     text: str = ""
+    allow_missing: bool = False
     notes: str = ""
     repair: Path | None = None
     namespace: str = ""
@@ -136,6 +139,11 @@ def _auto(arguments: RecordArguments) -> int:
         return 2
 
 
-def _settings(arguments: RecordArguments) -> dict[str, str]:
+def _settings(arguments: RecordArguments) -> dict[str, Value]:
     """Return the recorder's parameters that the flags set; empty flags leave them as they are."""
-    return {name: value for name, value in (("task", arguments.task), ("notes", arguments.notes)) if value}
+    given: dict[str, Value] = {
+        "task": arguments.task,
+        "notes": arguments.notes,
+        "allow_missing": arguments.allow_missing,
+    }
+    return {name: value for name, value in given.items() if value}

@@ -9,11 +9,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pi05_ros import topics
 from pi05_ros.graph import GraphArguments, build_graph, recorder_spec
 from pi05_ros.processes import Supervisor
 from pi05_ros.repair import State, bag_notes, find_bags, read_notes
@@ -119,7 +120,7 @@ def _run(arguments: AutoArguments, seeds: list[int]) -> bool:
     ):
         collector = _Collector(arguments, client, supervisor, signals, log)
         try:
-            collector.wait(lambda: client.chunks > 0, STARTUP_S, "the first action chunk")
+            collector.wait(lambda: _hears_chunks(client.status), STARTUP_S, "the recorder to hear an action chunk")
             for index, seed in enumerate(seeds, 1):
                 collector.episode(seed, f"{index}/{len(seeds)}")
         except _Interrupted:
@@ -218,6 +219,12 @@ class _Collector:
             if time.monotonic() > end:
                 raise CollectError(f"waited {seconds:g} s for {what}; see {self._log}")
             time.sleep(0.02)
+
+
+def _hears_chunks(status: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> bool:
+    """Return whether the recorder has told of an action chunk; it may join the graph after the first ones."""
+    _, _, values = status.get(f"recorder_node: {topics.ACTION_CHUNK}", (0, "", {}))
+    return values.get("messages", "0") != "0"
 
 
 def _size_mb(folder: Path) -> float:

@@ -18,6 +18,7 @@ from pi05_ros.processes import Supervisor
 from pi05_ros.up import StopSignals, environment, program
 
 NODE = "recorder_node"
+LOG = "recorder.log"  # where the lines of a recorder go that was started here
 FIND_S = 3.0  # how long a running recorder is looked for [s]
 ANSWER_S = 15.0
 KEYS = {"s": "start", "y": "success", "n": "failure", "d": "discard", "m": "mark", "e": "event"}
@@ -121,7 +122,7 @@ def keyboard(out: Path, namespace: str, settings: Mapping[str, Value]) -> int:
             recorder = Recorder(client, settings, supervisor.poll)
             if not recorder.there(ANSWER_S):
                 raise RecorderSilent(f"{NODE} did not start: {'; '.join(supervisor.failures) or 'no answer'}")
-            print(f"started {NODE}; bags go to {out}")
+            print(f"started {NODE}; bags and its {LOG} go to {out}")
         print(HELP)
         terminal = stack.enter_context(_Terminal.opened())
         _serve(recorder, terminal, lambda: signals.received)
@@ -200,7 +201,8 @@ def _client(namespace: str) -> Iterator[Any]:
 def _own_recorder(out: Path, namespace: str, simulated: bool) -> Iterator[Supervisor]:
     """A recorder_node for a robot that is running already."""
     arguments = GraphArguments(namespace=namespace, use_sim_time="true" if simulated else "false")
-    with tempfile.TemporaryDirectory(prefix="pi05_record_") as folder:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pi05_record_") as folder, (out / LOG).open("a", encoding="utf-8") as log:
         spec = recorder_spec(arguments, out, on_activate=False)
-        with Supervisor([program(spec, Path(folder))], environment(arguments), sys.stderr) as supervisor:
+        with Supervisor([program(spec, Path(folder))], environment(arguments), log) as supervisor:
             yield supervisor

@@ -34,7 +34,6 @@ class SessionConfig:
     """How episodes are recorded; part of recorder_node's parameters."""
 
     directory: Annotated[str, Doc("folder of the bags")] = "bags"
-    allow_missing: Annotated[bool, Doc("start although topics of the contract are missing")] = False
     chunk_s: Annotated[float, Doc("longest time between two chunks: what a kill loses [s]"), Range(0.3, 10)] = 1.0
     min_free_mb: Annotated[int, Doc("less free disk ends the episode [MB]"), Range(0, 10_000_000)] = 500
     silence_s: Annotated[float, Doc("a topic silent for longer is reported [s]"), Range(0.1, 60)] = 1.0
@@ -101,8 +100,6 @@ class Session:
             publishers: number of publishers of a topic, by full name.
             task: the prompt if it is known from elsewhere.
         """
-        if self._config.allow_missing:
-            return ""
         required = [topic for topic in self._required if topic != topics.TASK or not task]
         counts = {topic: publishers(self._resolved[topic]) for topic in required}
         found = missing_topics(required, self._watches, counts, self._monotonic_ns(), self._config.silence_s)

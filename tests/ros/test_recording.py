@@ -20,6 +20,7 @@ from rosbags.typesys import Stores, get_typestore
 from pi05_ros import topics
 from pi05_ros.config import ConfigError
 from pi05_ros.contract import load_contract
+from pi05_ros.health import Health, Level, Status
 from pi05_ros.recording import (
     BagRecording,
     RecordingError,
@@ -30,6 +31,8 @@ from pi05_ros.recording import (
     text_from_cdr,
     text_to_cdr,
 )
+from pi05_ros.recording_session import Session, SessionConfig
+from pi05_ros.recording_watch import header_stamp_ns
 from pi05_ros.repair import State, repair, state_of
 
 CONTRACT = load_contract()
@@ -280,3 +283,115 @@ def test_text_on_the_wire_is_ros_s() -> None:
     for text in ("", "pick up the red cube", "räume auf 🧹"):
         assert text_from_cdr(bytes(serialize_message(std_msgs.String(data=text)))) == text
         assert deserialize_message(text_to_cdr(text), std_msgs.String).data == text
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.ns = 10**12
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+def make_session(directory: Path, clock: Clock, **config: Any) -> tuple[Session, Health]:
+    resolved = {topic: f"/{topic.lstrip('/')}" for topic in recorded_topics(CONTRACT)}
+    health = Health(lambda _: None, lambda _: None)
+    stamped = [topic for topic, kind in recorded_topics(CONTRACT).items() if not kind.startswith("std_msgs/")]
+    settings = SessionConfig(directory=str(directory), **config)
+    return Session(CONTRACT, settings, resolved, stamped, clock, clock, health), health
+
+
+def stamped_bytes(stamp_ns: int, size: int = 8) -> bytes:
+    sec, nanosec = divmod(stamp_ns, 10**9)
+    return bytes([0, 1, 0, 0]) + sec.to_bytes(4, "little") + nanosec.to_bytes(4, "little") + os.urandom(size)
+
+
+def test_a_failing_disk_ends_the_episode_and_says_so(tmp_path: Path, limited: Callable[[int], None]) -> None:
+    clock = Clock()
+    session, _ = make_session(tmp_path, clock, min_free_mb=0, chunk_s=0.3)
+    folder = session.begin({"task": "wait"})
+    limited((8 << 20) + 200_000)  # the space that is set aside fits, and little more
+    for k in range(2000):
+        session.heard(topics.STATE, stamped_bytes(k, 10_000))
+    assert until(lambda: session.guard() or session.ended)
+    assert not session.open
+    assert "the episode was ended: File too large" in session.ended
+    assert f"`pi05 record --repair {folder}`" in session.ended
+    # Whoever asks now is told why there is nothing to stop; the next episode is a new beginning.
+    with pytest.raises(RecordingError, match="the episode was ended"):
+        session.keep({})
+    [status] = [status for status in session.report() if status.part == "bag"]
+    assert status.level == Level.ERROR
+    limited(resource.RLIM_INFINITY)
+    assert session.begin({}) != folder
+    assert session.ended == ""
+    assert repair(folder).loss.messages > 100
+
+
+def test_no_room_is_noticed_before_the_disk_is_full(tmp_path: Path) -> None:
+    session, _ = make_session(tmp_path, Clock(), min_free_mb=0)
+    free_mb = session.free_mb()
+    assert session.guard() == ""
+    crowded, _ = make_session(tmp_path, Clock(), min_free_mb=free_mb * 2)
+    with pytest.raises(RecordingError, match=f"min_free_mb is {free_mb * 2}"):
+        crowded.begin({})
+    nearly, _ = make_session(tmp_path, Clock(), min_free_mb=max(1, free_mb * 3 // 4))
+    nearly.begin({})
+    [status] = [status for status in nearly.report() if status.part == "bag"]
+    assert status.level == Level.WARN and "the episode ends at" in status.message
+    nearly.discard()
+
+
+def test_rates_are_counted_in_stamps(tmp_path: Path) -> None:
+    clock, front = Clock(), topics.camera_image("front")
+    session, health = make_session(tmp_path, clock, min_free_mb=0)
+    session.begin({})
+
+    def second(rate_hz: int, burst: bool = False) -> Status:
+        """Let the camera speak for a second of its time; a burst arrives all at once at its end."""
+        begin_ns = clock.ns
+        for k in range(1, rate_hz + 1):
+            clock.ns = begin_ns + (10**9 if burst else round(1e9 * k / rate_hz))
+            session.heard(front, stamped_bytes(begin_ns + round(1e9 * k / rate_hz)))
+        return next(status for status in session.report() if status.part == front)
+
+    second(25)
+    assert second(25).values["rate_hz"] == pytest.approx(25.0)
+    slow_camera = second(15)
+    assert slow_camera.level == Level.WARN and slow_camera.message == "15.0 Hz, nominal 25 Hz"
+    assert front in health.troubles
+    assert second(25).level == Level.OK
+    assert front not in health.troubles
+    # What the wire held up and delivered at once was captured in time.
+    late = second(25, burst=True)
+    assert late.level == Level.OK and late.values["rate_hz"] == pytest.approx(25.0)
+    session.discard()
+
+
+def test_stamps_off_the_clock_or_backwards_are_told(tmp_path: Path) -> None:
+    clock = Clock()
+    session, _ = make_session(tmp_path, clock, min_free_mb=0)
+    session.begin({})
+
+    def front(offset_ns: int) -> Status:
+        for _ in range(25):
+            clock.ns += 40_000_000
+            session.heard(topics.camera_image("front"), stamped_bytes(clock.ns + offset_ns))
+        return next(s for s in session.report() if s.part == topics.camera_image("front"))
+
+    front(0)
+    assert front(0).message == "ok"
+    front(-5 * 10**9)
+    behind = front(-5 * 10**9)
+    assert behind.message == "stamps are 5.0 s behind the clock"
+    assert behind.values["stamps_backwards"] == 1
+    front(3 * 10**9)
+    assert front(3 * 10**9).message == "stamps are 3.0 s ahead of the clock"
+    session.discard()
+
+
+def test_big_endian_stamps() -> None:
+    assert header_stamp_ns(bytes([0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 9])) == 7_000_000_009
+    assert header_stamp_ns(bytes([0, 1, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0])) == 7_000_000_009

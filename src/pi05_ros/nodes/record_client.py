@@ -19,7 +19,6 @@ from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros import topics
 from pi05_ros.config import Value
@@ -57,13 +56,12 @@ class RecordClient:
 
     Attributes:
         now_ns: newest /clock; 0 before one came.
-        chunks: action chunks heard.
         status: newest /diagnostics entry by name, as (level, message, values).
     """
 
     def __init__(self, namespace: str = "") -> None:
         self._namespace = f"/{namespace}" if namespace else ""
-        self.now_ns, self.chunks = 0, 0
+        self.now_ns = 0
         self.status: dict[str, tuple[int, str, dict[str, str]]] = {}
         self._clients: dict[str, Any] = {}
         self._stopping = threading.Event()
@@ -75,7 +73,6 @@ class RecordClient:
         self._node = Node("record_client", namespace=self._namespace, context=self._context)
         listen: list[tuple[Any, str, Callable[[Any], None]]] = [
             (Clock, topics.CLOCK, self._on_clock),
-            (JointTrajectory, topics.ACTION_CHUNK, self._on_chunk),
             (DiagnosticArray, topics.DIAGNOSTICS, self._on_diagnostics),
         ]
         for kind, topic, callback in listen:
@@ -143,9 +140,6 @@ class RecordClient:
 
     def _on_clock(self, message: Any) -> None:
         self.now_ns = stamp_to_ns(message.clock)
-
-    def _on_chunk(self, _: Any) -> None:
-        self.chunks += 1
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:

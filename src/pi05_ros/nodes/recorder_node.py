@@ -19,9 +19,10 @@ from pi05_ros.recording_session import Session, SessionConfig
 
 @dataclass(frozen=True)
 class RecorderConfig(SessionConfig):
-    """Parameters of recorder_node. Those from `task` on are read whenever a service is called."""
+    """Parameters of recorder_node. Those from `allow_missing` on are read whenever a service is called."""
 
     record_on_activate: Annotated[bool, Doc("record from activation on, whatever is missing")] = False
+    allow_missing: Annotated[bool, Doc("start although topics of the contract are missing")] = False
     task: Annotated[str, Doc("the prompt, if nobody says it on the topic `task`")] = ""
     notes: Annotated[str, Doc("for the bag's metadata, as `key=value; key=value` (seed, operator, …)")] = ""
     mark: Annotated[str, Doc("what ~/mark writes")] = ""
@@ -88,9 +89,9 @@ class RecorderNode(BaseNode[RecorderConfig]):
     def _start(self) -> str:
         if not self.active:
             raise ConfigError("the recorder is not active")
-        notes = self._notes()
-        missing = "" if self._session.open else self._session.missing(self.count_publishers, notes["task"])
-        if missing:
+        notes, anyway = self._notes(), bool(self.get_parameter("allow_missing").value)
+        missing = self._session.missing(self.count_publishers, notes["task"])
+        if missing and not anyway and not self._session.open:
             raise ConfigError(f"missing: {missing}; the parameter allow_missing starts anyway")
         return str(self._session.begin(notes))
 
@@ -99,7 +100,7 @@ class RecorderNode(BaseNode[RecorderConfig]):
         return _answer(response, lambda: self._session.keep({**self._notes(), "outcome": outcome}))
 
     def _on_discard(self, _: Any, response: Any) -> Any:
-        return _answer(response, self._session.discard)
+        return _answer(response, lambda: f"{self._session.discard()} discarded")
 
     def _on_mark(self, _: Any, response: Any) -> Any:
         return _answer(response, self._mark)

@@ -198,7 +198,7 @@ def test_discard_leaves_nothing(recorder: Recorder) -> None:
     folder = Path(recorder.start().message)
     assert folder.is_dir()
     answer = recorder.discard()
-    assert answer.success and answer.message == str(folder)
+    assert answer.success and answer.message == f"{folder} discarded"
     assert list(recorder.directory.iterdir()) == []
     assert recorder.start().success
 
