@@ -76,10 +76,3 @@ def init_linear(layer: nn.Linear, gain: float = 1.0) -> None:
     nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def cast_compute_weights(module: nn.Module, dtype: torch.dtype) -> None:
-    """Store the weights of `Linear` and `nn.Embedding` in `dtype`; norms and heads stay as they are."""
-    for layer in module.modules():
-        if isinstance(layer, Linear | nn.Embedding):
-            layer.to(dtype)

@@ -22,7 +22,7 @@ from pi05_model.engine import Engine
 from pi05_model.flow import Solver
 from pi05_model.flow_policy import FlowPolicy
 from pi05_model.images import check_image
-from pi05_model.layers import cast_compute_weights, pack_for_cpu
+from pi05_model.layers import pack_for_cpu
 from pi05_model.observation import Observation, check_cameras, check_state
 from pi05_model.preprocess import Preprocessor
 
@@ -94,6 +94,8 @@ class Pi05Policy:
         compute_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         temperature: float | None = None,
+        condition: int | None = None,
+        guidance: float = 1.0,
     ) -> "Pi05Policy":
         """Load a checkpoint folder.
 
@@ -105,20 +107,22 @@ class Pi05Policy:
             threads: as in the constructor; one is quickest for `pi05_tiny` beside the rest of the graph on two cores.
             seed, steps, solver: as in the constructor.
             temperature: as in the constructor; by default what the checkpoint's extra says, else 1.
+            condition, guidance: as in the constructor.
 
         Raises:
             CheckpointError: the checkpoint is missing or does not fit; nothing is loaded in part.
         """
-        checkpoint = load_checkpoint(path, compute_dtype)
-        cast_compute_weights(checkpoint.model, compute_dtype)
-        preprocessor = Preprocessor(checkpoint.config, checkpoint.stats, checkpoint.tokenizer)
+        checkpoint = load_checkpoint(path, compute_dtype, compute_dtype)
+        preprocessor = Preprocessor(
+            checkpoint.config, checkpoint.stats, checkpoint.tokenizer, checkpoint.action_tokenizer
+        )
         chosen = checkpoint.extra.get("subtasks") if subtasks is None else subtasks
         model = checkpoint.model.to(device)
         if torch.device(device).type == "cpu":
             pack_for_cpu(model)
         if temperature is None:
             temperature = float(checkpoint.extra.get("temperature", 1.0))
-        return cls(model, preprocessor, chosen, threads, seed, steps, solver, temperature)
+        return cls(model, preprocessor, chosen, threads, seed, steps, solver, temperature, condition, guidance)
 
     def _trie(self) -> TokenTrie:
         encoded = self.preprocessor.tokenizer.encode(self.subtasks)

@@ -1,6 +1,7 @@
 """π0-FAST, and action tokens as text: what is said, what may be said, and what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pi05_model.action_tokens import MalformedActionsError
 from pi05_model.action_tokens.fast import FastTokenizer
 from pi05_model.batch import ModelInput, Text, TrainBatch
 from pi05_model.build import build
+from pi05_model.checkpoint import save_checkpoint
 from pi05_model.config import PRESETS
 from pi05_model.engine import Engine
 from pi05_model.normalize import NormStats
@@ -157,3 +159,25 @@ def test_an_action_tokenizer_that_does_not_belong_is_refused(
     large = FastTokenizer.fit(np.random.default_rng(0).normal(size=(400, HORIZON, DIM)), vocab_size=2300)
     with pytest.raises(ValueError, match=r"has 2300 tokens, .* ids for 2048"):
         Preprocessor(CONFIG, stats, tokenizer, large)
+
+
+@pytest.mark.parametrize("name", ["pi05", "pi0", "pi0_fast"])
+def test_every_policy_runs_from_its_checkpoint(
+    name: str,
+    tmp_path: Path,
+    stats: dict[str, NormStats],
+    tokenizer: PolicyTokenizer,
+    fast: FastTokenizer,
+    observe: MakeObservation,
+) -> None:
+    torch.manual_seed(0)
+    network = build(dataclasses.replace(PRESETS[f"{name}_debug"], horizon=HORIZON))
+    actions = fast if name == "pi0_fast" else None
+    save_checkpoint(tmp_path / "ck", network, stats, tokenizer, action_tokenizer=actions)
+    policy = Pi05Policy.load(tmp_path / "ck", seed=1)
+    again = Pi05Policy(network, Preprocessor(network.config, stats, tokenizer, actions), seed=1)
+    observation = observe(0, network.config.cameras)
+    chunk = policy.act(observation, "tidy up")
+    assert chunk.shape == (HORIZON, DIM)
+    np.testing.assert_allclose(chunk, again.act(observation, "tidy up"), atol=1e-4)
+    assert policy.plan(observation, "clear the table") == again.plan(observation, "clear the table")
