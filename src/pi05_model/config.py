@@ -164,9 +164,6 @@ class ModelConfig:
             raise ValueError(f"not a ModelConfig: {error}") from error
 
 
-Pi05Config = ModelConfig
-
-
 def _base() -> ModelConfig:
     """Return the published size: SigLIP So400m/14, Gemma 2B, a 300 M expert."""
     return ModelConfig(
