@@ -142,6 +142,7 @@ class ObservationBuffer:
     ) -> None:
         self.contract, self.config = contract, config or IngestConfig()
         self.cameras = tuple(contract.cameras) if cameras is None else tuple(cameras)
+        self._rules = {source: self.config.rule(source) for source in (STATE, *self.cameras)}
         self._lock = threading.Lock()
         self._images = {name: _History[Picture](self.config.history_s) for name in self.cameras}
         self._states = _History[Array](self.config.history_s)
@@ -217,7 +218,7 @@ class ObservationBuffer:
 
     def select(self, stamp_ns: int) -> Selection:
         """Return the samples that count at a stamp, as `at` does, without decoding or counting anything."""
-        rules = {source: self.config.rule(source) for source in (STATE, *self.cameras)}
+        rules = self._rules
         with self._lock:
             state = self._states.pick(stamp_ns, rules[STATE].policy)
             pictures = {name: h.pick(stamp_ns, rules[name].policy) for name, h in self._images.items()}
@@ -250,7 +251,7 @@ class ObservationBuffer:
                 images[self.contract.cameras[name].model_key] = picture.pixels(self.contract)
             except MessageError as error:
                 missing[name] = f"undecodable ({error})"
-        usable = chosen.complete and not any(self.config.rule(source).policy == "drop" for source in missing)
+        usable = chosen.complete and not any(self._rules[source].policy == "drop" for source in missing)
         state = chosen.state if usable else None
         observation = None if state is None else Observation(stamp_ns, images, state[1])
         with self._lock:
@@ -258,12 +259,6 @@ class ObservationBuffer:
             self._counts.update(f"{source}: {reason.partition(' (')[0]}" for source, reason in missing.items())
         self._last = Taken(observation, missing)
         return self._last
-
-    def newest(self) -> dict[str, int]:
-        """Return the newest stamp of every source that has one, by source ("state", or a camera's name)."""
-        with self._lock:
-            found = {STATE: self._states.newest, **{name: h.newest for name, h in self._images.items()}}
-        return {source: stamp for source, stamp in found.items() if stamp is not None}
 
     def first_from(self, source: str, stamp_ns: int) -> int | None:
         """Return the first stamp of a source at or after a stamp; None when there is none yet."""

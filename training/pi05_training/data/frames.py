@@ -141,6 +141,7 @@ class FrameMaker:
         self._buffer = ObservationBuffer(self.contract, self._cameras, self._config)
         self._texts: dict[str, list[tuple[int, str]]] = {"task": [(-(2**63), self._first_task)], "subtask": []}
         self._log_ns = -(2**63)
+        self._newest: dict[str, int] = {}  # stamp by source
         self._origin: int | None = None  # stamp of the grid's first point
         self._not_before = -(2**63)  # the next grid begins here or later
         self._gap: tuple[int, str] | None = None  # where a stretch without frames began, and why
@@ -152,7 +153,7 @@ class FrameMaker:
     @property
     def state(self) -> Array | None:
         """Newest state [D]; None before the first."""
-        newest = self._buffer.newest().get(STATE)
+        newest = self._newest.get(STATE)
         chosen = None if newest is None else self._buffer.select(newest).state
         return None if chosen is None else chosen[1]
 
@@ -163,13 +164,15 @@ class FrameMaker:
             return
         yield from self._note(STATE, stamp_ns)
         self._buffer.add_state(stamp_ns, vector)
-        yield from self._emit()
+        if self._may_emit(STATE):
+            yield from self._emit()
 
     def add_image(self, camera: str, stamp_ns: int, encoded: Any) -> Iterator[PartFrame]:
         """Add an encoded image; yields the frames that this completes."""
         yield from self._note(camera, stamp_ns)
         self._buffer.add_image(camera, stamp_ns, encoded)
-        yield from self._emit()
+        if self._may_emit(camera):
+            yield from self._emit()
 
     def add_text(self, what: str, stamp_ns: int, text: str) -> None:
         """Add a "task" or "subtask", in force from its stamp on."""
@@ -182,10 +185,10 @@ class FrameMaker:
     def finish(self) -> Iterator[PartFrame]:
         """Give the frames that are still waiting; the recording is over."""
         yield from self._emit(over=True)
-        self._end_gap(max(self._buffer.newest().values(), default=0))
+        self._end_gap(max(self._newest.values(), default=0))
 
     def _note(self, source: str, stamp_ns: int) -> Iterator[PartFrame]:
-        newest = self._buffer.newest().get(source)
+        newest = self._newest.get(source)
         if newest is not None and stamp_ns < newest - JUMP_S * NS:
             yield from self.finish()
             self.stats.clock_jumps += 1
@@ -197,13 +200,18 @@ class FrameMaker:
         elif self._origin is not None and stamp_ns <= self._grid(self._index - 1):
             self.stats.sources[source].late += 1
         self.stats.sources[source].saw(stamp_ns)
+        self._newest[source] = max(stamp_ns, self._newest.get(source, stamp_ns))
+
+    def _may_emit(self, source: str) -> bool:
+        """Tell whether a sample of a source can have completed a frame: it has passed the frame that is due next."""
+        return self._origin is None or self._newest[source] >= self._grid(self._index) + self._step_ns
 
     def _grid(self, index: int) -> int:
         assert self._origin is not None
         return self._origin + round(index * self._period)
 
     def _emit(self, over: bool = False) -> Iterator[PartFrame]:
-        newest = self._buffer.newest()
+        newest = self._newest
         if STATE not in newest:
             return
         latest = max(newest.values())

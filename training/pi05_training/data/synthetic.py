@@ -193,7 +193,7 @@ def textured_images(contract: Contract, count: int, seed: int = 0) -> list[bytes
     for _ in range(count):
         waves = rng.uniform(0.01, 0.15, (3, 2))
         smooth = [128 + 80 * np.sin(a * rows + b * columns + rng.uniform(0, 6)) for a, b in waves]
-        noisy = np.stack(smooth, axis=-1) + rng.normal(0, 6, (*rows.shape, 1))
+        noisy = np.stack(smooth, axis=-1) + rng.normal(0, 3, (*rows.shape, 1))
         found.append(encode_jpeg(np.clip(noisy, 0, 255).astype(np.uint8), contract.image.jpeg_quality))
     return found
 
