@@ -246,6 +246,10 @@ class Layer(nn.Module):
         x_BTW = _residual(x_BTW, attended, before)
         return _residual(x_BTW, self.mlp(self.mlp_norm(x_BTW, after)), after), own
 
+    def keys_values(self, x_BTW: Tensor, rope: Rope) -> KeyValues:
+        """Return keys and values alone, for a last layer whose output nobody reads and whose norms are plain."""
+        return self.attention.keys_values(self.attention_norm(x_BTW), rope)
+
 
 def _residual(x_BTW: Tensor, branch_BTW: Tensor, modulation: Modulation | None) -> Tensor:
     if modulation is None:
@@ -307,6 +311,5 @@ class GemmaStack(nn.Module):
         for i, layer in enumerate(self._layers[:-1]):
             x_BTW, kv = layer(x_BTW, rope, mask_BTS, None if past is None else past[i], (None, None))
             own.append(kv)
-        last = self._layers[-1]
-        own.append(last.attention.keys_values(last.attention_norm(x_BTW), rope))
+        own.append(self._layers[-1].keys_values(x_BTW, rope))
         return own
