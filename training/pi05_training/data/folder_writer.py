@@ -115,8 +115,12 @@ class FolderWriter:
             raise DatasetError(f"{self.root}: episode {info.name!r} {why}; names are unique")
         return FolderEpisode(self, info)
 
-    def commit(self, staged: Path) -> None:
+    def commit(self, staged: Path, replace: bool = False) -> None:
         """Add an episode that `FolderEpisode.stage` left behind.
+
+        Args:
+            staged: its folder.
+            replace: it takes the place of the episode of its name.
 
         Raises:
             DatasetError: an episode of this name is there.
@@ -125,11 +129,12 @@ class FolderWriter:
             self._undo_killed_commit()
             about = read_json(staged / "episode.json")
             target = self._episode_file(about["name"])
-            if target.exists():
+            if target.exists() and not replace:
                 raise DatasetError(f"{self.root}: episode {about['name']!r} is already there; names are unique")
+            old = [run["path"] for run in read_json(target)["runs"]] if target.exists() else []
             instructions = self._instructions()
             places = self._choose_places(about["runs"], about["task"], instructions)
-            write_json(self.root / PLACING, {"runs": [str(place) for place in places]})
+            write_json(self.root / PLACING, {"runs": [*map(str, places), *old]})
             # Texts come before the folders they belong to: a reader never meets a folder without its text.
             instructions.write(self.root / FILE)
             for run, place in zip(about["runs"], places, strict=True):
@@ -137,6 +142,8 @@ class FolderWriter:
                 (staged / run["path"]).rename(self.root / place)
                 run["path"] = str(place)
             write_json(target, about)
+            for run in old:
+                self._remove_run(run)
             (self.root / PLACING).unlink()
         shutil.rmtree(staged)
         with contextlib.suppress(OSError):  # others may still be staging
