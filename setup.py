@@ -106,6 +106,7 @@ setup(
         "rosbags",
         "safetensors",
         "sentencepiece",
+        "tensorboard",
         "tokenizers",
         "torch",
         "transformers",
@@ -116,6 +117,8 @@ setup(
     extras_require={
         # On a machine without ROS 2; one that has it brings its own rclpy.
         "ros": ["ros-rclpy[fastrtps]", "ros-common-interfaces"],
+        # `pi05 convert --engine ray`.
+        "ray": ["ray"],
         "dev": [
             "colcon-ros",
             "hypothesis",
