@@ -107,7 +107,9 @@ class LeRobotDataset:
         rows = self._frames.rows(index, stop)
         subtask = self._subtask(rows, episode, frame)
         return Sample(
-            images=self._images(rows, episode, index),
+            images={
+                self._model_keys[name]: self._image(episode, index, self._keys[name]) for name in self._shown(rows)
+            },
             state=rows.state[0].copy(),
             actions=self._pad(rows.action),
             action_is_pad=np.arange(self._horizon) >= stop - index,
@@ -140,16 +142,16 @@ class LeRobotDataset:
             return self._language(row)
         return [SubtaskSpan(a, b, self._text(self._tasks, rows.task[a])) for a, b in runs(rows.task)]
 
-    def image(self, episode: int, frame: int, camera: str) -> Image:
-        """Return the RGB image of a camera, black where it was missing.
+    def images(self, episode: int, frame: int) -> dict[str, Image]:
+        """Return the RGB images of a frame by camera name; a missing one is left out.
 
         Raises:
-            DatasetError: there is no such camera, or its file is damaged.
+            DatasetError: a file is missing or damaged.
         """
-        if camera not in self._keys:
-            raise DatasetError(f"{self.root}: no camera {camera!r}; cameras: {', '.join(self._keys)}")
         row = self.episodes[episode]
-        return self._image(row, row.start + frame, self._keys[camera])
+        index = row.start + frame
+        rows = self._frames.rows(index, index + 1)
+        return {name: self._image(row, index, self._keys[name]) for name in self._shown(rows)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_frames": None, "_videos": None}
@@ -169,13 +171,13 @@ class LeRobotDataset:
         padding = np.repeat(actions[-1:], self._horizon - len(actions), axis=0)
         return np.concatenate([actions, padding])
 
-    def _images(self, rows: Rows, episode: Episode, index: int) -> dict[str, Image]:
+    def _shown(self, rows: Rows) -> list[str]:
+        """Return the cameras that the first of some rows has an image of."""
         present = dict.fromkeys(self._keys, True)
         if rows.present is not None:
             names = self._info.features[PRESENT]["names"]
             present |= dict(zip(names, rows.present[0].tolist(), strict=True))
-        shown = [name for name in self._keys if present[name]]
-        return {self._model_keys[name]: self._image(episode, index, self._keys[name]) for name in shown}
+        return [name for name in self._keys if present[name]]
 
     def _image(self, episode: Episode, index: int, key: str) -> Image:
         if key not in episode.videos:
