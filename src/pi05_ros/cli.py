@@ -31,6 +31,7 @@ COMMANDS = {
     "up": Command("pi05_ros.up:main", "Start the graph: simulator or robot, policy, controller."),
     "convert": Command("pi05_training.data.command:main", "Turn rosbags into a dataset."),
     "stats": Command("pi05_training.data.stats_command:main", "Compute the normalisation statistics of datasets."),
+    "label": Command("pi05_training.data.label_command:main", "List and edit the subtask spans of an episode."),
     "record": Command("pi05_ros.record:main", "Record demonstrations as rosbags; repair what a crash cut off."),
     "tokenizer": Command("pi05_training.tokenize:main", "Fit, adapt and inspect action tokenizers (FAST, FSQ, VQ)."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
