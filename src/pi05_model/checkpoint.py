@@ -30,7 +30,7 @@ from pi05_model.build import build
 from pi05_model.config import ModelConfig
 from pi05_model.normalize import NormStats, load_norm_stats, save_norm_stats
 from pi05_model.tokenizer import Tokenizer, tokenizer_from_json
-from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, WeightFiles, spec_of, write_weights
+from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, WeightFiles, is_finite, spec_of, write_weights
 
 __all__ = [
     "FILES",
@@ -326,7 +326,7 @@ def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, TensorSpec]) -> l
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in weights.items() if not is_finite(tensor)]
     return [f"{name} holds values that are not finite" for name in broken]
 
 

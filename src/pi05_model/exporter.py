@@ -31,7 +31,7 @@ from pi05_model.lerobot import config_json, write_processors
 from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows, split_sizes
 from pi05_model.normalize import NormStats
 from pi05_model.sizes import variant_of
-from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, WeightFiles, write_weights
+from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, WeightFiles, is_finite, write_weights
 
 Target = Literal["lerobot", "openpi"]
 ASSET_ID = "pi05_ros"
@@ -129,7 +129,7 @@ def _cut(weights: WeightFiles, part: _Part) -> Tensor:
     if part.ours is None:
         return torch.zeros(part.spec.shape, dtype=part.spec.dtype)
     tensor = weights[part.ours][part.begin : part.end]
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise CheckpointError(f"{part.ours} holds values that are not finite")
     return tensor.reshape(part.spec.shape)
 

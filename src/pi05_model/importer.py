@@ -16,7 +16,7 @@ from pi05_model.checkpoint import ACTION_TOKENIZER, STATS, TOKENIZER, staging, w
 from pi05_model.foreign import Choices, Foreign, read_foreign
 from pi05_model.names import EMBEDDING, TEXT_HEAD, canonical, rows
 from pi05_model.tokenizer import Tokenizer, load_tokenizer
-from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, write_weights
+from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, is_finite, write_weights
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def import_checkpoint(path: Path | str, out: Path | str, choices: Choices | None
 
     def tensor_of(name: str) -> Tensor:
         tensor = assemble(source, parts[name], specs[name].dtype)
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             broken.append(f"{', '.join(parts[name])} holds values that are not finite")
         return tensor
 

@@ -24,7 +24,7 @@ from pi05_model.checkpoint import (
 from pi05_model.normalize import NormStats
 from pi05_model.prompts import PolicyName
 from pi05_model.tokenizer import PolicyTokenizer
-from pi05_model.weights import TensorSpec, WeightFiles, spec_of, write_weights
+from pi05_model.weights import TensorSpec, WeightFiles, is_finite, spec_of, write_weights
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "pi05_tiny"
 
@@ -161,6 +161,18 @@ def test_weights_given_in_memory_are_checked_as_files_are() -> None:
     for problem in ("missing state_in.bias (16,)", "unexpected surprise (2,)", "action_in.bias holds values"):
         assert problem in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_bad_value_is_found_wherever_it_is(dtype: torch.dtype, bad: float) -> None:
+    for length in (1, 7, 33, 130):
+        for place in range(length):
+            tensor = torch.linspace(-3, 3, length).to(dtype)
+            assert is_finite(tensor)
+            tensor[place] = bad
+            assert not is_finite(tensor)
+    assert is_finite(torch.zeros(0)) and is_finite(torch.arange(3))
 
 
 def test_written_files_are_safetensors(tmp_path: Path) -> None:
