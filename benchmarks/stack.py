@@ -5,4 +5,4 @@ import sys
 from pi05_ros.bench.stack import main
 
 if __name__ == "__main__":
-    sys.exit(main(["stack", *sys.argv[1:]]))
+    sys.exit(main())

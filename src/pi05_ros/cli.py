@@ -34,6 +34,7 @@ COMMANDS = {
     "label": Command("pi05_training.data.label_command:main", "List and edit the subtask spans of an episode."),
     "record": Command("pi05_ros.record:main", "Record demonstrations as rosbags; repair what a crash cut off."),
     "tokenizer": Command("pi05_training.tokenize:main", "Fit, adapt and inspect action tokenizers (FAST, FSQ, VQ)."),
+    "teleop": Command("pi05_ros.teleop_keys:main", "Drive the robot from the keyboard, and record it."),
     "train": Command("pi05_training.cli:train", "Train a policy."),
     "eval": Command("pi05_training.cli:evaluation", "Measure closed-loop success in simulation."),
     "checkpoint": Command(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,3 +74,19 @@ def save(path: Path, name: str, figures: Sequence[Figure]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(figure), "met": figure.met} for figure in figures]
     path.write_text(json.dumps({"name": name, "machine": machine(), "figures": rows}, indent=2) + "\n", "utf-8")
+
+
+def report(name: str, parts: Iterable[Sequence[Figure]], path: Path | None) -> None:
+    """Collect the figures of a benchmark while it runs, show them, and store them if there is a path.
+
+    What was measured before a failure is shown too, but not stored; the failure goes on to the caller.
+    """
+    figures: list[Figure] = []
+    try:
+        for part in parts:
+            figures += part
+    finally:
+        show(f"pi05 bench {name}", figures)
+    if path is not None:
+        save(path, name, figures)
+        print(f"figures in {path}")

@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
-from pi05_ros.bench.figures import Figure, save, show
+from pi05_ros.bench.figures import Figure, report
 from pi05_ros.contract import load_contract
 from pi05_ros.graph import EMBEDDED_POLICY
 from pi05_ros.paths import share_dir
@@ -17,38 +16,28 @@ OUT = Path("out/bench")
 
 
 @dataclass(frozen=True)
-class BenchArguments:
-    """Measure the figures of docs/benchmarks.md on this machine.
+class StackArguments:
+    """Measure the whole stack on this machine.
 
     Attributes:
-        name: which benchmark.
         json: file that also receives the figures.
         policy: checkpoint folder; empty: the one that the package ships.
         seconds: simulated length of the run of the whole graph; 0 leaves it out.
     """
 
-    name: tyro.conf.Positional[Literal["stack"]]
     json: Path | None = None
     policy: str = ""
     seconds: float = 20.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `pi05 bench`. Returns 0 when everything was measured, whatever the figures are."""
-    arguments = tyro.cli(BenchArguments, prog="pi05 bench", args=None if argv is None else list(argv))
-    figures: list[Figure] = []
-    try:
-        for part in measure(arguments):
-            figures += part
-    finally:  # a graph that does not start must not hide what was measured before
-        show(f"pi05 bench {arguments.name}", figures)
-    if arguments.json is not None:
-        save(arguments.json, arguments.name, figures)
-        print(f"figures in {arguments.json}")
+    """Run `pi05 bench stack`. Returns 0 when everything was measured, whatever the figures are."""
+    arguments = tyro.cli(StackArguments, prog="pi05 bench stack", args=None if argv is None else list(argv))
+    report("stack", measure(arguments), arguments.json)
     return 0
 
 
-def measure(arguments: BenchArguments) -> Iterator[list[Figure]]:
+def measure(arguments: StackArguments) -> Iterator[list[Figure]]:
     """Measure the parts one after another on an otherwise idle machine, then the whole graph.
 
     Raises:

@@ -1,0 +1,38 @@
+"""`pi05 bench NAME`: one table of benchmarks. Each is a function `(argv) -> int` that parses its own flags."""
+
+from collections.abc import Callable, Sequence
+
+from tyro.extras import SubcommandApp
+
+from pi05_ros.cli import Command
+
+BENCHMARKS = {
+    "stack": Command(
+        "pi05_ros.bench.stack:main", "Chunk, planner, simulator, memory and torque loop of the whole stack."
+    ),
+    "model": Command("pi05_ros.bench.model:main", "Speed and memory of the network, beside lerobot's if it is there."),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one benchmark.
+
+    Returns:
+        0 when everything was measured, whatever the figures are.
+    """
+    args = list(argv)
+    if args and args[0] in BENCHMARKS:
+        return BENCHMARKS[args[0]].load()(args[1:])
+    app = SubcommandApp()
+    for name, command in BENCHMARKS.items():
+        app.command(name=name)(_described(command.help))
+    app.cli(prog="pi05 bench", args=args or ["--help"], description="The figures of docs/benchmarks.md.")
+    return 2
+
+
+def _described(text: str) -> Callable[[], None]:
+    def command() -> None:
+        return None
+
+    command.__doc__ = text
+    return command
