@@ -4,16 +4,18 @@ from pathlib import Path
 
 from pi05_training.data.episode import Dataset, DatasetError
 from pi05_training.data.folder import FolderDataset
+from pi05_training.samples import EPISODES, EpisodeFiles
 
 _LEROBOT = "meta/info.json"
 
 
-def open_dataset(path: Path | str, instructions: Path | None = None) -> Dataset:
-    """Open a folder dataset (layout A or B) or a LeRobotDataset v3.0.
+def open_dataset(path: Path | str, instructions: Path | None = None, horizon: int | None = None) -> Dataset:
+    """Open a folder dataset (layout A or B), a LeRobotDataset v3.0, or a folder of episode files (`samples`).
 
     Args:
         path: its folder.
         instructions: instruction JSON of a folder dataset; None looks in the folder.
+        horizon: H, rows of a chunk; None takes the contract's, or what episode files hold.
 
     Raises:
         DatasetError: neither, or something is missing; says what.
@@ -24,5 +26,7 @@ def open_dataset(path: Path | str, instructions: Path | None = None) -> Dataset:
     if (root / _LEROBOT).exists():
         from pi05_training.data.lerobot import LeRobotDataset
 
-        return LeRobotDataset(root)
-    return FolderDataset(root, instructions)
+        return LeRobotDataset(root) if horizon is None else LeRobotDataset(root, horizon)
+    if any(root.glob(EPISODES)):
+        return EpisodeFiles(root, horizon)
+    return FolderDataset(root, instructions, chunk_steps=horizon)
