@@ -30,6 +30,7 @@ MODULES = {
     "recorder_node": "pi05_ros.nodes.recorder_node",
     "sim_node": "pi05_ros.nodes.sim_process",
     "demonstrator_node": "pi05_ros.nodes.demonstrator_node",
+    "teleop_node": "pi05_ros.nodes.teleop_node",
 }
 EMBEDDED_POLICY = "checkpoints/pi05_tiny"
 NODES_YAML = "config/nodes.yaml"
@@ -53,9 +54,11 @@ class GraphArguments:
 
     sim: Literal["mujoco", "gazebo", "none"] = _arg("mujoco", "what stands in for the robot; none: a real robot")
     task: str = _arg("clear the table", "what the robot is asked to do; later tasks come on the topic `task`")
-    driver: Literal["policy", "demonstrator", "none"] = _arg(
-        "policy", "who makes action chunks: the policy, the scripted expert (simulation only), or nobody (hold)"
+    driver: Literal["policy", "demonstrator", "teleop", "none"] = _arg(
+        "policy",
+        "who makes action chunks: the policy, the scripted expert (simulation only), a person, or nobody (hold)",
     )
+    teleop: Literal["jog", "leader"] = _arg("jog", "how a person drives: gamepad or keyboard on `joy`, or a leader arm")
     policy: str = _arg("", "checkpoint folder of the policy; empty: the one that the package ships")
     policy_process: Literal["shared", "split"] = _arg(
         "shared", "planner and action expert in one process with one set of weights, or in two"
@@ -243,6 +246,9 @@ def _driver(arguments: GraphArguments, common: dict[str, Any]) -> list[NodeSpec]
     if arguments.driver == "demonstrator":
         chosen: dict[str, Value] = {"task": arguments.task, "dry_run": arguments.dry_run}
         return [_single("demonstrator_node", {**lifecycle, **chosen}, respawn=True, **common)]
+    if arguments.driver == "teleop":
+        drives: dict[str, Value] = {"mode": arguments.teleop, "dry_run": arguments.dry_run}
+        return [_single("teleop_node", {**lifecycle, **drives}, respawn=True, **common)]
     policy = _policy(arguments)
     planner = {**lifecycle, "policy": policy, "task": arguments.task}
     expert = {**lifecycle, "policy": policy, "dry_run": arguments.dry_run}

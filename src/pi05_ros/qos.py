@@ -52,6 +52,8 @@ OFFERED: dict[str, Qos] = {
     topics.EVENT: REPORT,
     topics.ACTION_CHUNK: CHUNK,
     topics.ACTION_CHUNK_DRY_RUN: CHUNK,
+    topics.LEADER: STREAM,
+    topics.JOY: REPORT,
     topics.EFFORT_COMMANDS: LOW_LEVEL,
     topics.CMD_VEL: LOW_LEVEL,
     topics.DIAGNOSTICS: REPORT,

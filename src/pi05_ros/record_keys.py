@@ -1,12 +1,9 @@
 """The operator's side of a recorder: keys in a terminal, or one action a call where there is no terminal."""
 
 import os
-import select
 import sys
 import tempfile
-import termios
 import time
-import tty
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 from pi05_ros.config import Value
 from pi05_ros.graph import GraphArguments, recorder_spec
 from pi05_ros.processes import Supervisor
+from pi05_ros.terminal import Terminal
 from pi05_ros.up import StopSignals, environment, program
 
 NODE = "recorder_node"
@@ -97,7 +95,7 @@ def once(action: str, text: str, namespace: str, settings: Mapping[str, Value]) 
     Raises:
         RecorderSilent: there is no recorder.
     """
-    with _client(namespace) as client:
+    with graph_client(namespace) as client:
         recorder = Recorder(client, settings)
         if not recorder.there(FIND_S):
             raise RecorderSilent(f"no {NODE}; start one with `pi05 record --out DIR` or `pi05 up --record DIR`")
@@ -115,7 +113,7 @@ def keyboard(out: Path, namespace: str, settings: Mapping[str, Value]) -> int:
         print("pi05 record: no terminal to read keys from; use --do start, success, failure, …", file=sys.stderr)
         return 2
     with ExitStack() as stack:
-        signals, client = stack.enter_context(StopSignals()), stack.enter_context(_client(namespace))
+        signals, client = stack.enter_context(StopSignals()), stack.enter_context(graph_client(namespace))
         recorder = Recorder(client, settings)
         if not recorder.there(FIND_S):
             supervisor = stack.enter_context(_own_recorder(out, namespace, client.now_ns > 0))
@@ -124,72 +122,31 @@ def keyboard(out: Path, namespace: str, settings: Mapping[str, Value]) -> int:
                 raise RecorderSilent(f"{NODE} did not start: {'; '.join(supervisor.failures) or 'no answer'}")
             print(f"started {NODE}; bags and its {LOG} go to {out}")
         print(HELP)
-        terminal = stack.enter_context(_Terminal.opened())
+        terminal = stack.enter_context(Terminal.opened())
         _serve(recorder, terminal, lambda: signals.received)
     return 0
 
 
-def _serve(recorder: Recorder, terminal: "_Terminal", over: Callable[[], bool]) -> None:
+def _serve(recorder: Recorder, terminal: Terminal, over: Callable[[], bool]) -> None:
     while not over():
         key = terminal.key(0.5)
         if key == "q":
             return
         if key in KEYS:
-            action, text = KEYS[key], ""
-            if action in ("mark", "event"):
-                text = terminal.ask(f"{action}: ")
-            well, said = recorder.act(action, text)
-            terminal.say(said if well else f"not done: {said}")
+            press(recorder, terminal, KEYS[key])
         terminal.status(recorder.line())
 
 
-class _Terminal:
-    """A terminal that gives single keys, with a status line at the bottom of what was said."""
-
-    def __init__(self, fd: int, cooked: list[Any]) -> None:
-        self._fd, self._cooked = fd, cooked
-
-    @classmethod
-    @contextmanager
-    def opened(cls) -> "Iterator[_Terminal]":
-        """Take single keys while entered; the terminal is given back as it was."""
-        fd = sys.stdin.fileno()
-        cooked = termios.tcgetattr(fd)
-        tty.setcbreak(fd)
-        try:
-            yield cls(fd, cooked)
-        finally:
-            termios.tcsetattr(fd, termios.TCSADRAIN, cooked)
-            print()
-
-    def key(self, seconds: float) -> str:
-        """Return a key, or nothing when none was pressed in time."""
-        if not select.select([self._fd], [], [], seconds)[0]:
-            return ""
-        read = os.read(self._fd, 1)
-        return read.decode(errors="ignore") if read else "q"  # end of file: the terminal has gone
-
-    def ask(self, prompt: str) -> str:
-        """Return a line that was typed."""
-        termios.tcsetattr(self._fd, termios.TCSADRAIN, self._cooked)
-        print(f"\r\033[K{prompt}", end="", flush=True)
-        try:
-            return sys.stdin.readline().strip()
-        finally:
-            tty.setcbreak(self._fd)
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        print(f"\r\033[K{text}", flush=True)
-
-    def status(self, text: str) -> None:
-        """Show a line that the next one replaces."""
-        width = os.get_terminal_size(self._fd).columns or 80
-        print(f"\r\033[K{text[: width - 1]}", end="", flush=True)
+def press(recorder: Recorder, terminal: Terminal, action: str) -> None:
+    """Do what a key asks for, and say how it went."""
+    text = terminal.ask(f"{action}: ") if action in ("mark", "event") else ""
+    well, said = recorder.act(action, text)
+    terminal.say(said if well else f"not done: {said}")
 
 
 @contextmanager
-def _client(namespace: str) -> Iterator[Any]:
+def graph_client(namespace: str) -> Iterator[Any]:
+    """A participant of the graph (`pi05_ros.nodes.record_client.RecordClient`)."""
     os.environ.update(environment(GraphArguments()))  # read by the middleware when it starts
     from pi05_ros.nodes.record_client import RecordClient
 

@@ -69,10 +69,13 @@ def required_topics(contract: Contract) -> tuple[str, ...]:
 
 
 def nominal_rates(contract: Contract) -> dict[str, float]:
-    """Return the rate [Hz] that the contract promises, for the topics that have one."""
+    """Return the rate [Hz] that the contract promises, for the topics that have one.
+
+    The state is derived from the joint states as often as they come; needed is one for every action.
+    """
     rates = contract.rates
     cameras = dict.fromkeys(topics.camera_images(contract).values(), rates.camera_hz)
-    return {**cameras, topics.STATE: rates.joint_state_hz, topics.JOINT_STATES: rates.joint_state_hz}
+    return {**cameras, topics.STATE: rates.action_hz, topics.JOINT_STATES: rates.joint_state_hz}
 
 
 def parse_notes(text: str) -> dict[str, str]:

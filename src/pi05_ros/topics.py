@@ -15,6 +15,8 @@ EVENT = "event"
 ACTION_CHUNK = "action_chunk"
 # What a policy would have said; nothing that moves the robot listens here.
 ACTION_CHUNK_DRY_RUN = "action_chunk_dry_run"
+# Input of teleoperation: a leader arm's joints, a gamepad or keyboard.
+LEADER, JOY = "leader/joint_states", "joy"
 EFFORT_COMMANDS = "effort_controller/commands"
 CMD_VEL = "base_controller/cmd_vel"
 DIAGNOSTICS = "/diagnostics"

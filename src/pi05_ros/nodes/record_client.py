@@ -4,7 +4,7 @@ Part of `pi05 record`. The node spins in a thread of its own; calls return futur
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rclpy
@@ -17,6 +17,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Joy
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
@@ -64,6 +65,7 @@ class RecordClient:
         self.now_ns = 0
         self.status: dict[str, tuple[int, str, dict[str, str]]] = {}
         self._clients: dict[str, Any] = {}
+        self._joy: Any = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._spin, name="record_client", daemon=True)
 
@@ -109,6 +111,14 @@ class RecordClient:
         """Change a node's lifecycle state: "activate" or "deactivate"."""
         request = ChangeState.Request(transition=Transition(id=TRANSITIONS[name]))
         return self._call(f"{node}/change_state", ChangeState, request, lambda answer: (bool(answer.success), name))
+
+    def joy(self, axes: Sequence[float], buttons: Sequence[int]) -> None:
+        """Say what a gamepad would."""
+        if self._joy is None:
+            self._joy = self._node.create_publisher(Joy, topics.JOY, profile(offered(topics.JOY)))
+        message = Joy(axes=list(axes), buttons=list(buttons))
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        self._joy.publish(message)
 
     def withdraw_subtask(self) -> None:
         """Say that no subtask is in force any more."""
