@@ -47,6 +47,11 @@ def says_subtasks(dataset: Dataset) -> bool:
     return any(answer and answer != task for task, answer in _texts(dataset))
 
 
+def answers_of(dataset: Dataset) -> set[str]:
+    """Return the different subtasks of all episodes."""
+    return {answer for _, answer in _texts(dataset, most=None) if answer}
+
+
 def entry_names(dataset: Dataset) -> tuple[str, ...]:
     """Return the names of the entries of a state; none where the dataset does not tell."""
     if isinstance(dataset, LeRobotDataset):
@@ -73,24 +78,24 @@ def _of_runs(dataset: FolderDataset) -> Iterator[Episode]:
         start = stop
 
 
-def _texts(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Yield task and subtask of stretches of a dataset, without touching images where it can be helped."""
+def _texts(dataset: Dataset, most: int | None = _LOOKED_AT) -> Iterator[tuple[str, str]]:
+    """Yield task and subtask of stretches of a dataset (`most`: of so many episodes), without images if possible."""
     if isinstance(dataset, FolderDataset):
         for run in dataset.runs:
             yield run.instruction.task, run.instruction.subtask
     elif isinstance(dataset, EpisodeFiles):
-        for number in _spread(len(dataset.files)):
+        for number in _spread(len(dataset.files), most):
             yield from dataset.texts(number)
     elif isinstance(dataset, LeRobotDataset):
-        for number in _spread(len(dataset.episodes)):
+        for number in _spread(len(dataset.episodes), most):
             task = " ".join(dataset.episodes[number].tasks)
             for span in dataset.spans(number):
                 yield task, span.text
     else:
-        for index in _spread(len(dataset)):
+        for index in _spread(len(dataset), most):
             sample = dataset[index]
             yield sample.task, sample.subtask
 
 
-def _spread(count: int) -> list[int]:
-    return sorted({k * count // _LOOKED_AT for k in range(_LOOKED_AT)})
+def _spread(count: int, most: int | None) -> list[int]:
+    return list(range(count)) if most is None else sorted({k * count // most for k in range(most)})

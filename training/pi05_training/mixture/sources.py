@@ -20,7 +20,7 @@ from pi05_ros.contract import Contract
 from pi05_training.data.episode import Dataset, DatasetError, Floats, Sample
 from pi05_training.data.open import open_dataset
 from pi05_training.mixture.entries import Entries, Named, match_entries
-from pi05_training.mixture.episodes import Episode, entry_names, episodes_of, frame_rate, says_subtasks
+from pi05_training.mixture.episodes import Episode, answers_of, entry_names, episodes_of, frame_rate, says_subtasks
 from pi05_training.mixture.example import Mask, Reading
 from pi05_training.mixture.sampling import permuted
 from pi05_training.samples import LabelledSample
@@ -229,6 +229,10 @@ class RobotSource(Source):
                 "label them (`pi05 label`), or take text out of the source's losses: `losses: [fast, flow]`"
             )
         read_some(self)
+
+    def answers(self) -> set[str]:
+        """Return what the planner is taught to say: the subtasks of all episodes."""
+        return {answer for part in self._parts for answer in answers_of(part.dataset)}
 
     def _says_subtasks(self) -> bool:
         return any(says_subtasks(part.dataset) for part in self._parts)
