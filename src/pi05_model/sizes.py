@@ -90,6 +90,13 @@ def derive(
     vocab = _shape(specs, EMBEDDING)[0]
     _agree(sizes, "vocab", vocab, "sizes")
     values = _settings(specs, policy, described, sizes)
+    chosen = settings.get("cameras", values["cameras"])
+    if len(chosen) != len(values["cameras"]):
+        raise CheckpointError(
+            f"{len(chosen)} camera names for the {len(values['cameras'])} that the network knows: "
+            f"{', '.join(values['cameras'])}"
+        )
+    values["expert_cameras"] = chosen
     notes = []
     if not ({"chunk_size", "action_horizon"} & described.keys() or "chunk" in sizes or "horizon" in settings):
         notes.append(f"nothing says how long a chunk is; assumed {DEFAULT_HORIZON} steps (set the horizon)")

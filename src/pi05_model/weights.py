@@ -96,7 +96,7 @@ def find_weights(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
+        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{_hint(folder)}")
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -144,6 +144,16 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _hint(folder: Path) -> str:
+    """Say what a folder without weights probably is."""
+    if (folder / "adapter_model.safetensors").is_file():
+        return ": it is a PEFT adapter; merge it into its base network first"
+    if (folder / "params").is_dir():
+        return ": it is a JAX checkpoint of openpi; run openpi's examples/convert_jax_model_to_pytorch.py first"
+    inside = sorted(file.parent.name for file in folder.glob(f"*/{WEIGHTS}"))
+    return f"; there are weights in its folder {', '.join(inside)}" if inside else ""
 
 
 def _write(file: BinaryIO, name: str, spec: TensorSpec, tensor: Tensor) -> None:

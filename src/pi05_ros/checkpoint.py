@@ -47,6 +47,8 @@ class Import:
         asset_id: which robot's statistics, where an openpi folder holds several.
         action_dim: real entries of state and action, where openpi padded the statistics.
         horizon: steps of a chunk, where the folder does not say (openpi).
+        cameras: other names for the cameras, in the order in which the network knows them; the robot's contract says
+            which it has (model_key).
         relative_entries: entries of the action that are relative to the state, where the folder does not say (openpi).
         state_in_prompt: whether the network was trained with the state in its prompt (openpi's pi05_libero was not).
         sizes: JSON with the sizes of a reduced network, where its tensors do not tell them.
@@ -60,6 +62,7 @@ class Import:
     asset_id: str | None = None
     action_dim: int | None = None
     horizon: int | None = None
+    cameras: tuple[str, ...] | None = None
     relative_entries: tuple[int, ...] | None = None
     state_in_prompt: bool = True
     sizes: Path | None = None
@@ -68,12 +71,13 @@ class Import:
         """Return what the user says about the folder."""
         from pi05_model.foreign import Choices
 
-        settings: dict[str, Any] = {"horizon": self.horizon, "relative_entries": self.relative_entries}
+        given = {"horizon": self.horizon, "relative_entries": self.relative_entries, "cameras": self.cameras}
+        settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not self.state_in_prompt:
             settings["state_in_prompt"] = False
         return Choices(
             sizes=_read_sizes(self.sizes),
-            settings={name: value for name, value in settings.items() if value is not None},
+            settings=settings,
             tokenizer=self.tokenizer,
             action_tokenizer=self.action_tokenizer,
             stats=self.stats,

@@ -25,6 +25,7 @@ from pi05_model.config import PRESETS, ModelConfig
 from pi05_model.exporter import Target, export_checkpoint
 from pi05_model.foreign import OWN_CONFIG, Choices, read_foreign
 from pi05_model.importer import import_checkpoint
+from pi05_model.lerobot import config_json
 from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD
 from pi05_model.normalize import Family, Method
 from pi05_model.prompts import PolicyName
@@ -115,6 +116,9 @@ def test_an_export_has_the_names_and_shapes_that_lerobot_wrote(policy: str, tmp_
 
 def test_full_sizes_have_names() -> None:
     assert VARIANTS["gemma_2b"] == PRESETS["pi05_base"].vlm and VARIANTS["gemma_300m"] == PRESETS["pi05_base"].expert
+    described = config_json(PRESETS["pi0_base"], None, torch.bfloat16, ())
+    assert (described["paligemma_variant"], described["action_expert_variant"]) == ("gemma_2b", "gemma_300m")
+    assert described["dtype"] == "bfloat16" and described["output_features"]["action"]["shape"] == [32]
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,27 @@ def test_a_config_of_lerobot_is_followed(tmp_path: Path) -> None:
         relative_entries({"use_relative_actions": True, "relative_exclude_joints": ["gripper"]}, 3)
 
 
+def test_cameras_take_the_names_of_the_robot() -> None:
+    names = ("front", "left", "right")
+    config = read_foreign(GOLDEN / "pi0", choices(settings={"cameras": names})).config
+    assert config.cameras == names == config.expert_cameras
+    with pytest.raises(CheckpointError, match="2 camera names for the 3 that the network knows: base_0_rgb"):
+        read_foreign(GOLDEN / "pi0", choices(settings={"cameras": names[:2]}))
+
+
+def test_folders_that_are_something_else_say_what(tmp_path: Path) -> None:
+    for name, text in (
+        ("adapter_model.safetensors", "PEFT adapter"),
+        ("params/x", "JAX checkpoint"),
+        ("pretrained_model/model.safetensors", "weights in its folder pretrained_model"),
+    ):
+        folder = tmp_path / text
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"")
+        with pytest.raises(CheckpointError, match=text):
+            read_foreign(folder)
+
+
 def test_what_is_no_policy_says_so(tmp_path: Path) -> None:
     save_file({"embeddings.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     assert not is_foreign(tmp_path)
