@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pi05_training.data.bag_labels import sidecar_of
 from pi05_training.data.bags import METADATA
 from pi05_training.data.folder_writer import STAGING, read_json, write_json
 
@@ -67,9 +68,10 @@ class Journal:
 
 
 def bag_digest(path: Path) -> str:
-    """Return what tells a bag from another: names and sizes of its files, metadata, and the ends of every file."""
+    """Return what tells a bag from another: names and sizes of its files, metadata, labels, and every file's ends."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
+    beside = [labels for labels in [sidecar_of(path)] if labels.exists()]
+    for file in [path, *beside] if path.is_file() else sorted(path.iterdir()):
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as opened:
