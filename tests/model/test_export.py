@@ -20,6 +20,7 @@ from foreign_rig import (
 )
 from safetensors.torch import load_file
 
+from pi05_model.action_tokens.fast import FastTokenizer
 from pi05_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pi05_model.config import PRESETS, ModelConfig
 from pi05_model.exporter import Target, export_checkpoint
@@ -48,12 +49,15 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Policy
     path = tmp_path / "own"
     model = random_network(small_config(policy, relative_entries=(0, 2)), dtype)
     extra = {"names": [f"joint{i}" for i in range(DIM)], "subtasks": ["pick up the red cube"]}
-    save_checkpoint(path, model, some_stats(METHODS[policy]), tokenizer, dtype=None, extra=extra)
+    fast = FastTokenizer.fit(np.random.default_rng(0).normal(size=(32, 6, DIM)), vocab_size=400)
+    actions = fast if policy == "pi0_fast" else None
+    stats = some_stats(METHODS[policy])
+    save_checkpoint(path, model, stats, tokenizer, dtype=None, extra=extra, action_tokenizer=actions)
     return path
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(
