@@ -105,7 +105,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width, dtype=torch.float32))
 
     def forward(self, x_BTW: Tensor, _: Modulation | None = None) -> Tensor:
-        return (rms_normalise(x_BTW.float()) * (1 + self.weight)).to(x_BTW.dtype)
+        return (rms_normalise(x_BTW.float()) * (1 + self.weight.float())).to(x_BTW.dtype)
 
     def modulation(self, _: Tensor | None) -> None:
         """Return None: this norm does not depend on time."""

@@ -39,6 +39,7 @@ class Case:
     checkpointed: bool = False
     accumulate: int = 1
     lora: bool = False
+    bf16: bool = False
     frozen: tuple[str, ...] = ()
 
 
@@ -50,6 +51,7 @@ CASES = {
     "planner_alone": Case(flow=False, frozen=("expert.", "action_", "time_")),
     "checkpointed": Case(insulate=False, checkpointed=True),
     "low_rank": Case(lora=True, checkpointed=True),
+    "bf16": Case(insulate=False, bf16=True),
     "pi0": Case(policy="pi0", planner=False, insulate=False),
     "pi0_fast": Case(policy="pi0_fast", planner=False, flow=False, fast=True),
 }
@@ -58,7 +60,7 @@ CASES = {
 def network(case: Case) -> Backbone:
     """Return a network whose modulations and biases are not zero, unlike those of a new one."""
     torch.manual_seed(0)
-    model = build(PRESETS[f"{case.policy}_debug"])
+    model = build(PRESETS[f"{case.policy}_debug"], torch.bfloat16 if case.bf16 else torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".dense." in name or name.endswith(("bias", "norm.weight")):
@@ -138,7 +140,7 @@ class Run:
 
     def __init__(self, case: Case, parallel: Parallel) -> None:
         self.case, self.parallel = case, parallel
-        self.module = parallel.wrap(network(case))
+        self.module = parallel.wrap(network(case), torch.bfloat16 if case.bf16 else torch.float32)
         self.optimizer = adamw(self.module, learning_rate=1e-3, weight_decay=0.1)
         self.ema = Ema(self.module)
         model = unwrap(self.module)
@@ -229,14 +231,14 @@ def job_states(folder: Path, kind: Kind) -> None:
     """Go on from the state of one process for two steps, and save a state after each."""
     with Parallel.setup(kind) as parallel:
         run = Run(CASES["hierarchical"], parallel)
-        run.load(folder / "one" / "step_000001")
+        run.load(folder / "one" / "step_1")
         for step in (2, 3):
             run.step()
             run.save(folder / kind, step)
         weights = run.weights()
         other: Kind = "ddp" if kind == "fsdp" else "fsdp"
         second = Run(CASES["hierarchical"], Parallel.setup(other))
-        second.load(folder / kind / "step_000003")
+        second.load(folder / kind / "step_3")
         crossed = second.weights()
         if parallel.main:
             torch.save({"here": weights, other: crossed}, folder / f"states-{kind}.pt")

@@ -1,10 +1,10 @@
 """The state of a training run: what is needed to go on as if nothing had happened, on any number of processes.
 
-    OUT/step_000500/            appears whole, under this name, when everything in it is written
+    OUT/step_500/            appears whole, under this name, when everything in it is written
         state/meta.json         format, step, configuration, fingerprints of the data
         state/.metadata, *.distcp   weights, averages and optimizer in float32 (torch.distributed.checkpoint)
         …                       what the trainer writes beside it, such as the policy's checkpoint
-    OUT/latest -> step_000500   changed last
+    OUT/latest -> step_500   changed last
 
 A run that is killed while it writes leaves `.step_…` folders, which nobody reads and the next save removes. Tensors are
 stored by the network's names, whole tensors and parts alike, so a state that two FSDP processes wrote loads in one
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def writing_step(out: Path | str, step: int, parallel: Parallel, keep: Retention
         keep: which steps stay.
     """
     out = Path(out)
-    part, final = out / f".step_{step:06d}.part", out / f"step_{step:06d}"
+    part, final = out / f".step_{step}.part", out / f"step_{step}"
     if parallel.main:
         _clean(out)
         part.mkdir(parents=True)
@@ -160,7 +161,8 @@ def save_state(
     """
     path = Path(folder) / STATE
     tensors = {name: value.detach() for name, value in _tensors(module, optimizer, ema).items()}
-    save(tensors, storage_writer=FileSystemWriter(path), no_dist=parallel.world == 1)
+    with _quiet():
+        save(tensors, storage_writer=FileSystemWriter(path), no_dist=parallel.world == 1)
     if parallel.main:
         described = {"format": FORMAT, "world": parallel.world, "kind": parallel.kind, **vars(meta)}
         _write(path / META, json.dumps(described, indent=1, default=str) + "\n")
@@ -212,11 +214,9 @@ def load_state(
     wanted = {**_named(module, ema), **{_key(n, k): value for n, part in kept.items() for k, value in part.items()}}
     _require_same(path, wanted, stored)
     try:
-        load(
-            {name: value.detach() for name, value in wanted.items()},
-            storage_reader=FileSystemReader(path),
-            no_dist=parallel.world == 1,
-        )
+        tensors = {name: value.detach() for name, value in wanted.items()}
+        with _quiet():
+            load(tensors, storage_reader=FileSystemReader(path), no_dist=parallel.world == 1)
     except (Exception, CheckpointException) as error:
         raise StateError(f"{path} is damaged: {error!r}; resume from an older step") from error
     parameters = named_parameters(module)
@@ -279,6 +279,13 @@ def _require_same(path: Path, wanted: Mapping[str, Tensor], stored: Mapping[str,
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise StateError(f"{path} is of another run: {', '.join(problems[:5])}{more}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs no group
+        yield
 
 
 def _clean(out: Path) -> None:

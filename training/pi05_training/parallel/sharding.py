@@ -18,10 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from pi05_model.gemma import AdaRMSNorm, KeyValues, Layer
 from pi05_model.siglip import VisionBlock
 
-# Weights are gathered and gradients added in float32, whatever the network computes in: `pi05_model.layers.Linear`
-# casts where it multiplies, and the inputs of a layer carry positions and modulations that must stay float32.
-_PRECISION = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-
 
 def units(model: nn.Module) -> list[list[nn.Module]]:
     """Return the groups of modules below the root whose parameters come and go together, inner ones first."""
@@ -30,13 +26,21 @@ def units(model: nn.Module) -> list[list[nn.Module]]:
     return [modulations, *layers] if modulations else layers
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device) -> nn.Module:
-    """Spread parameters, gradients and so optimizer state over the mesh (FSDP2); changes and returns `model`."""
+def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device, gather: torch.dtype) -> nn.Module:
+    """Spread parameters, gradients and so optimizer state over the mesh (FSDP2); changes and returns `model`.
+
+    Args:
+        model: network.
+        mesh: of all processes, one dimension.
+        device: of this process.
+        gather: dtype in which the weights of Gemma layers travel; all others, and all gradients, travel in float32.
+    """
     _register_outputs()
     _broadcast(model, device)
     for unit in units(model):
-        fully_shard(unit if len(unit) > 1 else unit[0], mesh=mesh, mp_policy=_PRECISION)
-    fully_shard(model, mesh=mesh, mp_policy=_PRECISION)
+        travels = gather if isinstance(unit[0], Layer) else None
+        fully_shard(unit if len(unit) > 1 else unit[0], mesh=mesh, mp_policy=_precision(travels))
+    fully_shard(model, mesh=mesh, mp_policy=_precision(None))
     for module in model.modules():
         if isinstance(module, Layer):
             register_fsdp_forward_method(module, "keys_values")
@@ -77,6 +81,11 @@ def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds; the tensor itself where it is whole. Shares memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _precision(gather: torch.dtype | None) -> MixedPrecisionPolicy:
+    # The network casts its activations itself; a layer's inputs carry positions and modulations that stay float32.
+    return MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 # GradBucket is public, but not in torch's stubs; DDP checks the annotation.
