@@ -102,6 +102,13 @@ def test_bags_are_found_below_folders_and_in_hidden_ones(bag: Path, tmp_path: Pa
     shutil.copytree(bag, hidden)
     (hidden / "metadata.yaml").unlink()
     assert find_bags([tmp_path / "bags", bag]) == [hidden, bag]
+    # Files side by side are recordings of their own, unless they are named after their folder.
+    for name in ("loose/one.mcap", "loose/two.mcap", "long/long_0.mcap", "long/long_1.mcap"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(next(bag.glob("*.mcap")), tmp_path / name)
+    loose = tmp_path / "loose"
+    assert find_bags([loose, tmp_path / "long"]) == [loose / "one.mcap", loose / "two.mcap", tmp_path / "long"]
+    assert open_bag(tmp_path / "long").topics[STATE].count == 4000
     with pytest.raises(DatasetError, match="no bag here"):
         find_bags([hidden.parent / "nothing"])
 

@@ -4,6 +4,7 @@ MCAP files are read in the order of writing and, when they break off, up to ther
 rosbags, sorted by log time. Format: rosbag2 metadata.yaml up to version 9, mcap.dev.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from pi05_training.data.mcap_stream import McapError, McapStream
 
 METADATA = "metadata.yaml"
 _MCAP_METADATA = "rosbag2"
+_SUFFIXES = (".mcap", ".db3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,12 @@ class Bag:
         except ValueError as error:
             raise DatasetError(f"{self.path}: custom_data.contract is not valid: {error}; give --contract") from error
 
-    def messages(self, topics: Sequence[str]) -> Iterator[BagMessage]:
-        """Yield the messages of some topics (full names).
+    def messages(self, topics: Sequence[str], by_log_time: bool = False) -> Iterator[BagMessage]:
+        """Yield the messages of some topics.
+
+        Args:
+            topics: full names.
+            by_log_time: sorted by time of receipt; a file that breaks off is read in the order of writing all the same.
 
         Raises:
             DatasetError: the bag has no such topic; lists those it has.
@@ -113,14 +119,14 @@ class Bag:
         if unknown:
             raise DatasetError(f"{self.path} has no topic {', '.join(unknown)}; it has: {', '.join(self.topics)}")
         decode = self._decoder({self.topics[topic].kind for topic in topics})
-        for topic, log_ns, data in self._raw(frozenset(topics)):
+        for topic, log_ns, data in self._raw(frozenset(topics), by_log_time):
             try:
                 yield BagMessage(topic, log_ns, decode(data, self.topics[topic].kind))
             except (ValueError, IndexError, AssertionError, UnicodeDecodeError):  # what rosbags raises for short data
                 self.damage.undecodable += 1
 
-    def _raw(self, topics: frozenset[str]) -> Iterator[tuple[str, int, bytes]]:
-        if not self._streams:
+    def _raw(self, topics: frozenset[str], by_log_time: bool) -> Iterator[tuple[str, int, bytes]]:
+        if not self._streams or (by_log_time and not self.damage):
             with Reader(self.path) as reader:
                 wanted = [c for c in reader.connections if c.topic in topics]
                 for connection, log_ns, data in reader.messages(wanted) if wanted else ():
@@ -217,8 +223,17 @@ def _bags_below(folder: Path) -> Iterator[Path]:
 
 def _is_bag(path: Path) -> bool:
     if path.is_file():
-        return path.suffix in (".mcap", ".db3")
-    return path.is_dir() and ((path / METADATA).exists() or any(path.glob("*.mcap")) or any(path.glob("*.db3")))
+        return path.suffix in _SUFFIXES
+    return path.is_dir() and ((path / METADATA).exists() or _is_unclosed(path))
+
+
+def _is_unclosed(folder: Path) -> bool:
+    """Tell a bag that was never closed from a folder that holds several recordings."""
+    inside = list(folder.iterdir())
+    stems = [file.stem for file in inside if file.suffix in _SUFFIXES]
+    alone = len(stems) == 1 and not any(path.is_dir() for path in inside)
+    own = re.compile(rf"{re.escape(folder.name)}(_\d+)?")  # how rosbag2 names the files of one bag
+    return alone or (bool(stems) and all(own.fullmatch(stem) for stem in stems))
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -245,6 +260,8 @@ def _open_mcap(path: Path, files: Sequence[Path], information: dict[str, Any]) -
             custom = {str(key): str(value) for key, value in (inner.get("custom_data") or {}).items()}
         for channel in stream.channels.values():
             before = counts.get(channel.topic)
+            if channel.encoding != "cdr":
+                raise DatasetError(f"{path}: topic {channel.topic} is encoded as {channel.encoding!r}; ROS 2 has cdr")
             if before is not None and before.kind != channel.kind:
                 raise DatasetError(f"{path}: topic {channel.topic} is both {before.kind} and {channel.kind}")
             count = channel.count + (before.count if before else 0)

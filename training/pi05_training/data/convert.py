@@ -5,6 +5,7 @@ does not depend on the number of processes or on the engine. `meta/conversion/<b
 it was converted and how; a bag that is unchanged is left alone.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,10 +18,11 @@ from typing import Any, Literal, Protocol
 from pi05_ros.contract import Contract, load_contract
 from pi05_ros.ingest import SourceRule
 from pi05_training.data import report as reports
+from pi05_training.data.bag_labels import read_labels_sidecar
 from pi05_training.data.bags import Bag, open_bag
 from pi05_training.data.commands import ChunkCommands
 from pi05_training.data.episode import DatasetError, EpisodeInfo, EpisodeWriter
-from pi05_training.data.folder_writer import FolderWriter, Layout
+from pi05_training.data.folder_writer import STAGING, FolderWriter, Layout
 from pi05_training.data.frames import FrameMaker, PartFrame
 from pi05_training.data.journal import Journal, bag_digest
 from pi05_training.data.sources import RobotSource, Source
@@ -109,34 +111,32 @@ class Engine(Protocol):
 def convert_bag(job: Job) -> Converted:
     """Convert one bag into staged episodes. Never raises for what is wrong with the bag: the report says it."""
     about: dict[str, Any] = {"name": job.name, "bag": str(job.bag), "status": "converted"}
-    staged: dict[str, Path] = {}
+    parts: _Parts | None = None
     try:
         bag = open_bag(job.bag)
         source = make_source(bag, job.settings)
         task = bag.custom.get("task", "") or bag.custom.get("prompt", "") or job.settings.task
         maker = FrameMaker(job.settings.contract, source.cameras, source.commands, task, job.settings.rules)
         parts = _Parts(job, outcome_of(bag))
-        for message in bag.messages(source.topics):
+        for message in bag.messages(source.topics, by_log_time=source.by_log_time):
             for made in source.feed(message, maker):
                 parts.add(made)
         for made in maker.finish():
             parts.add(made)
         parts.end()
-        staged = parts.staged
-        about |= {**reports.describe(maker.stats), "episodes": list(staged), "short_parts": parts.short}
+        about |= {**reports.describe(maker.stats), "episodes": list(parts.staged), "short_parts": parts.short}
         about |= {"damage": bag.damage.describe(), "refused": dict(source.refused), "outcome": outcome_of(bag)}
         about["clock_shift_s"] = source.shift_ns / 1e9
         if isinstance(source.commands, ChunkCommands):
             commands = source.commands
             about |= {"chunks": commands.accepted, "chunks_refused": dict(commands.refused), "holds": commands.held}
-        if not staged:
+        if not parts.staged:
             about["error"] = f"{job.bag}: no episode in it: {_why_nothing(about, source)}"
+        return Converted(job, about, parts.staged)
     except (DatasetError, OSError) as error:
-        about["error"] = str(error)
-        for folder in staged.values():
-            shutil.rmtree(folder, ignore_errors=True)
-        staged = {}
-    return Converted(job, about, staged)
+        if parts is not None:
+            parts.abandon()
+        return Converted(job, {**about, "error": str(error)}, {})
 
 
 class _Parts:
@@ -145,6 +145,7 @@ class _Parts:
     def __init__(self, job: Job, outcome: str) -> None:
         self._job, self._outcome = job, outcome
         self._writer = make_writer(job.root, job.settings)
+        self._labels = read_labels_sidecar(job.bag)
         self._episode: StagedEpisode | None = None
         self._part, self._frames, self._name = -1, 0, ""
         self.staged: dict[str, Path] = {}
@@ -155,11 +156,10 @@ class _Parts:
             self.end()
             self._begin(made)
         assert self._episode is not None
-        try:
-            self._episode.add(made.frame)
-        except BaseException:
-            self._episode.discard()
-            raise
+        frame = made.frame
+        if self._labels is not None:
+            frame = dataclasses.replace(frame, subtask=self._labels.at(frame.stamp_ns))
+        self._episode.add(frame)
         self._frames += 1
 
     def _begin(self, made: PartFrame) -> None:
@@ -180,6 +180,15 @@ class _Parts:
             episode.discard()
         else:
             self.staged[self._name] = episode.stage()
+
+    def abandon(self) -> None:
+        """Throw away everything that was staged."""
+        if self._episode is not None:
+            self._episode.discard()
+        for folder in self.staged.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other bags may be staged beside it
+            (self._job.root / STAGING).rmdir()
 
 
 def convert(

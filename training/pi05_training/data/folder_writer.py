@@ -287,8 +287,9 @@ class FolderEpisode:
 
     def _begin_run(self, subtask: str) -> _Run:
         folder = self._folder / f"{len(self._runs):04d}"
+        folder.mkdir()
         for camera in self._writer.contract.cameras:
-            (folder / camera).mkdir(parents=True)
+            (folder / camera).mkdir()
         dim = self._writer.contract.dim
         self._before = {}
         return _Run(

@@ -224,7 +224,7 @@ class VectorMerger:
                 value = _descend(value, step, source.topic, wanted.path)
             try:
                 yield entry, wanted.scale * float(value) + wanted.offset
-            except TypeError:
+            except (TypeError, ValueError):
                 raise DatasetError(f"mapping: {source.topic}: {wanted.path} is no number") from None
 
 
@@ -239,6 +239,8 @@ class MappedSource:
     Raises:
         DatasetError: the bag lacks a topic, or it has another type; names it and the topics there are.
     """
+
+    by_log_time = True  # other programs write one topic after the other, too
 
     def __init__(self, bag: Bag, contract: Contract, mapping: Mapping) -> None:
         self._contract = contract

@@ -26,12 +26,20 @@ class McapError(ValueError):
 
 @dataclass
 class Channel:
-    """One topic of a file: name, message type, its definition ("ros2msg" or "ros2idl") and how many messages it has."""
+    """One topic of a file.
+
+    Attributes:
+        topic, kind: name and message type.
+        schema_encoding, schema: the type's definition, "ros2msg" or "ros2idl".
+        encoding: of the messages; ROS 2 has "cdr".
+        count: messages.
+    """
 
     topic: str
     kind: str
     schema_encoding: str
     schema: str
+    encoding: str
     count: int = 0
 
 
@@ -163,9 +171,10 @@ class McapStream:
             self._schemas[_u16(body, 0)] = (name, encoding, definition)
         elif opcode == _CHANNEL:
             number = _u16(body, 0)
-            topic, _ = _string(body, 4)
+            topic, at = _string(body, 4)
+            encoding, _ = _string(body, at)
             if number not in self.channels:
-                self.channels[number] = Channel(topic, *self._schemas.get(_u16(body, 2), ("", "", "")))
+                self.channels[number] = Channel(topic, *self._schemas.get(_u16(body, 2), ("", "", "")), encoding)
         elif opcode == _METADATA:
             name, at = _string(body, 0)
             self.metadata[name] = _string_map(body, at)

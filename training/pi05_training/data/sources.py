@@ -36,6 +36,7 @@ class Source(Protocol):
         commands: what was commanded.
         refused: messages that could not be used, by "source: reason".
         shift_ns: how far the clock of receipt is ahead of the clock of the stamps.
+        by_log_time: whether messages are wanted sorted by time of receipt rather than in the order of writing.
     """
 
     topics: tuple[str, ...]
@@ -43,6 +44,7 @@ class Source(Protocol):
     commands: Commands
     refused: Counter[str]
     shift_ns: int
+    by_log_time: bool
 
     def explain(self) -> str:
         """Say why there may be no state; "" when nothing is known to be wrong."""
@@ -80,6 +82,8 @@ class RobotSource:
     Raises:
         DatasetError: topics are missing, or those of several robots are in the bag; names them.
     """
+
+    by_log_time = False  # our recorder writes what it receives at once, also when a simulator's clock starts again
 
     def __init__(self, bag: Bag, contract: Contract, namespace: str | None = None) -> None:
         self._contract = contract
