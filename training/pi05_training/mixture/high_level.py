@@ -94,6 +94,11 @@ class HighLevelSource(RobotSource):
         some = stops > starts
         self._keep(starts[some], stops[some])
 
+    def answers(self) -> set[str]:
+        """Return what the planner is taught to say after the boxes."""
+        said = {line.subtask for line in self._labelled.values() if line.subtask}
+        return said if all(line.subtask for line in self._labelled.values()) else said | super().answers()
+
     def _says_subtasks(self) -> bool:
         return all(line.subtask for line in self._labelled.values()) or super()._says_subtasks()
 

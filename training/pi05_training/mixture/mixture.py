@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from pi05_model.images import resize_with_pad
 from pi05_model.observation import Image
@@ -161,7 +162,7 @@ class Mixture:
         return fitted
 
     def _count(self, source: int, damaged: int = 0) -> None:
-        worker = torch.utils.data.get_worker_info()
+        worker = get_worker_info()
         slot = 0 if worker is None else 1 + worker.id % (_SLOTS - 1)
         self._seen[slot, source, 0] += 1
         self._seen[slot, source, 1] += damaged
