@@ -1,4 +1,4 @@
-"""`pi05 bench data`: how fast bags become datasets, and datasets samples."""
+"""`pi05 bench data`: recording, how fast bags become datasets, and datasets samples."""
 
 import json
 import shutil
@@ -6,11 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import tyro
 
-from pi05_ros.bench.figures import Figure
+from pi05_ros.bench.figures import Figure, report
+from pi05_ros.bench.record import record_figures
 from pi05_ros.contract import Contract, load_contract
 from pi05_training.data.bags import find_bags
 from pi05_training.data.convert import Settings, convert
@@ -24,6 +28,41 @@ CAMERA_HZ = 50.0
 # Images that differ; drawing every one of them would take longer than the benchmark.
 IMAGES = 40
 READER_CAMERAS = ("front", "left_wrist", "right_wrist")
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Measure recording, conversion and the folder reader on this machine.
+
+    Attributes:
+        json: file that also receives the figures.
+        seconds: length of each recording; 0 leaves recording over the middleware out and converts bags of 60 s.
+        bags: number of bags that are converted.
+    """
+
+    json: Path | None = None
+    seconds: float = SECONDS
+    bags: int = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `pi05 bench data`. Returns 0 when everything was measured, whatever the figures are."""
+    arguments = tyro.cli(DataArguments, prog="pi05 bench data", args=None if argv is None else list(argv))
+    report("data", measure(arguments), arguments.json)
+    return 0
+
+
+def measure(arguments: DataArguments) -> Iterator[list[Figure]]:
+    """Measure the parts one after another on an otherwise idle machine.
+
+    Raises:
+        BenchError: the recorder did not start.
+    """
+    if arguments.seconds > 0:
+        print(f"bench: recording, {arguments.seconds:g} s …", flush=True)
+        yield record_figures(arguments.seconds)
+    print("bench: conversion and reader …", flush=True)
+    yield data_figures(arguments.seconds or SECONDS, arguments.bags)
 
 
 def data_figures(seconds: float = SECONDS, bags: int = 2, samples: int = 1000, out: Path = OUT) -> list[Figure]:

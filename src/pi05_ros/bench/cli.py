@@ -10,6 +10,7 @@ BENCHMARKS = {
     "stack": Command(
         "pi05_ros.bench.stack:main", "Chunk, planner, simulator, memory and torque loop of the whole stack."
     ),
+    "data": Command("pi05_training.bench_data:main", "Recording, conversion of bags, and reading of samples."),
     "model": Command("pi05_ros.bench.model:main", "Speed and memory of the network, beside lerobot's if it is there."),
 }
 

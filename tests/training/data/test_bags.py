@@ -9,6 +9,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from pi05_ros.contract import load_contract
+from pi05_ros.recording import BagRecording, recorded_topics
+from pi05_ros.repair import repair
 from pi05_training.data.bags import Bag, find_bags, open_bag
 from pi05_training.data.episode import DatasetError
 from pi05_training.data.synthetic import Script, write_bag
@@ -131,3 +133,23 @@ def test_a_contract_that_cannot_be_read_is_named(bag: Path) -> None:
     (bag / "metadata.yaml").write_text(yaml.safe_dump(written))
     with pytest.raises(DatasetError, match="give --contract"):
         open_bag(bag).contract()
+
+
+def test_a_cut_off_bag_still_knows_what_it_is(bag: Path) -> None:
+    assert open_bag(cut(bag, 0.5)).contract() == CONTRACT
+
+
+def test_a_bag_that_is_being_recorded_is_left_alone(tmp_path: Path) -> None:
+    names = {topic: f"/{topic.strip('/')}" for topic in recorded_topics(CONTRACT)}
+    recording = BagRecording(tmp_path, names, CONTRACT)
+    found = find_bags([tmp_path])
+    assert len(found) == 1
+    with pytest.raises(DatasetError, match="still being recorded"):
+        open_bag(found[0])
+    recording.discard()
+
+
+def test_what_a_repair_lost_is_told(bag: Path) -> None:
+    repair(cut(bag, 0.6))
+    opened = open_bag(bag)
+    assert "repaired (" in opened.damage.describe() and logs(opened) and opened.contract() == CONTRACT

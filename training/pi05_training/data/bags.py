@@ -14,6 +14,7 @@ import yaml
 from rosbags.rosbag2 import Reader, ReaderError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
+from pi05_ros.bagfile import NOTES_RECORD, locked
 from pi05_ros.contract import Contract
 from pi05_training.data.episode import DatasetError
 from pi05_training.data.mcap_stream import McapError, McapStream
@@ -21,6 +22,7 @@ from pi05_training.data.mcap_stream import McapError, McapStream
 METADATA = "metadata.yaml"
 _MCAP_METADATA = "rosbag2"
 _SUFFIXES = (".mcap", ".db3")
+_TEMPORARY = ".repair-"  # of a repair that was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +51,23 @@ class Damage:
         lost_bytes: at the end of the files, after the last whole chunk.
         bad_chunks: damaged chunks in the middle.
         unclosed: the recording was never closed.
+        repaired: what a repair said is gone.
         undecodable: messages that do not fit their type.
     """
 
     lost_bytes: int = 0
     bad_chunks: int = 0
     unclosed: bool = False
+    repaired: str = ""
     undecodable: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.lost_bytes or self.bad_chunks or self.unclosed or self.undecodable)
+        return bool(self.describe())
 
     def describe(self) -> str:
         """Say it in words; "" when everything was read."""
         parts = ["never closed"] * self.unclosed
+        parts += [f"repaired ({self.repaired})"] * bool(self.repaired)
         parts += [f"the last {self.lost_bytes} bytes are no whole chunk"] * bool(self.lost_bytes)
         parts += [f"{self.bad_chunks} damaged chunks"] * bool(self.bad_chunks)
         parts += [f"{self.undecodable} messages do not fit their type"] * bool(self.undecodable)
@@ -126,7 +131,8 @@ class Bag:
                 self.damage.undecodable += 1
 
     def _raw(self, topics: frozenset[str], by_log_time: bool) -> Iterator[tuple[str, int, bytes]]:
-        if not self._streams or (by_log_time and not self.damage):
+        broken = self.damage.unclosed or self.damage.lost_bytes or self.damage.bad_chunks
+        if not self._streams or (by_log_time and not broken):
             with Reader(self.path) as reader:
                 wanted = [c for c in reader.connections if c.topic in topics]
                 for connection, log_ns, data in reader.messages(wanted) if wanted else ():
@@ -176,11 +182,13 @@ def open_bag(path: Path) -> Bag:
         path: bag folder (with or without metadata.yaml), or an .mcap or .db3 file.
 
     Raises:
-        DatasetError: nothing here can be read; says what was found.
+        DatasetError: nothing here can be read, or it is still being recorded; says what was found.
     """
     if not path.exists():
         raise DatasetError(f"{path}: no such bag")
     mcap = [path] if path.suffix == ".mcap" else sorted(path.glob("*.mcap"), key=_split_number)
+    if any(locked(file) for file in mcap):
+        raise DatasetError(f"{path}: is still being recorded; stop its recorder first")
     information = _read_metadata(path / METADATA) if path.is_dir() else {}
     try:
         if mcap and not information.get("compression_mode", ""):
@@ -217,7 +225,7 @@ def _bags_below(folder: Path) -> Iterator[Path]:
     for child in sorted(folder.iterdir()):
         if _is_bag(child):
             yield child
-        elif child.is_dir():
+        elif child.is_dir() and not child.name.startswith(_TEMPORARY):
             yield from _bags_below(child)
 
 
@@ -253,11 +261,7 @@ def _open_mcap(path: Path, files: Sequence[Path], information: dict[str, Any]) -
     types: dict[str, tuple[str, str]] = {}
     for stream in streams:
         stream.index()
-        text = stream.metadata.get(_MCAP_METADATA, {}).get("serialized_metadata", "")
-        if text and not custom:
-            inner: dict[str, Any] = yaml.safe_load(text) or {}
-            inner = inner.get("rosbag2_bagfile_information", inner)
-            custom = {str(key): str(value) for key, value in (inner.get("custom_data") or {}).items()}
+        custom = custom or _notes_in(stream)
         for channel in stream.channels.values():
             before = counts.get(channel.topic)
             if channel.encoding != "cdr":
@@ -267,9 +271,19 @@ def _open_mcap(path: Path, files: Sequence[Path], information: dict[str, Any]) -
             count = channel.count + (before.count if before else 0)
             counts[channel.topic] = Topic(channel.topic, channel.kind, count)
             types[channel.kind] = (channel.schema_encoding, channel.schema)
-    bag = Bag(path, counts, custom, Damage(unclosed=path.is_dir() and not information), streams, types)
+    damage = Damage(unclosed=path.is_dir() and not information, repaired=custom.get("lost", ""))
+    bag = Bag(path, counts, custom, damage, streams, types)
     bag._sum_damage()
     return bag
+
+
+def _notes_in(stream: McapStream) -> dict[str, str]:
+    """Return the notes within a file: rosbag2's copy of metadata.yaml, else what our recorder puts at the beginning."""
+    text = stream.metadata.get(_MCAP_METADATA, {}).get("serialized_metadata", "")
+    inner: dict[str, Any] = (yaml.safe_load(text) or {}) if text else {}
+    inner = inner.get("rosbag2_bagfile_information", inner)
+    custom = {str(key): str(value) for key, value in (inner.get("custom_data") or {}).items()}
+    return custom or stream.metadata.get(NOTES_RECORD, {})
 
 
 def _open_with_rosbags(path: Path, information: dict[str, Any]) -> Bag:

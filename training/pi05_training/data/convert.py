@@ -344,7 +344,8 @@ def check_same_robot(path: Path, recorded: Contract, wanted: Contract) -> None:
 def outcome_of(bag: Bag) -> str:
     """Return "success", "failure" or "" from the bag's metadata."""
     said = bag.custom.get("outcome", "").strip().lower()
-    return {"true": "success", "1": "success", "success": "success", "": ""}.get(said, "failure" if said else "")
+    known = {"success": ("success", "true", "1"), "failure": ("failure", "false", "0")}
+    return next((outcome for outcome, words in known.items() if said in words), "")
 
 
 def _plan(path: Path, root: Path, settings: Settings) -> str:

@@ -155,7 +155,7 @@ class McapStream:
         if len(head) < _RECORD.size:
             return None, b""
         opcode, length = _RECORD.unpack(head)
-        if length > self._size:
+        if not opcode or length > self._size:  # 0 is no opcode: blocks that a power failure left empty
             return None, b""
         body = file.read(length)
         if len(body) < length:
