@@ -1,36 +1,40 @@
 """The training side of the program `pi05`: `pi05 train` and `pi05 eval`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
 import tyro
 
 from pi05_model.checkpoint import fingerprint
+from pi05_ros.contract import load_contract
 from pi05_ros.graph import EMBEDDED_POLICY
 from pi05_ros.paths import share_dir
 from pi05_training.evaluate import EvalConfig, evaluate
-from pi05_training.train import Mode, TrainConfig
-from pi05_training.train import train as run_training
-
-
-@dataclass(frozen=True)
-class TrainArguments:
-    """Train a policy on labelled samples.
-
-    Attributes:
-        mode: what is trained: "hierarchical" is planner and action expert together.
-    """
-
-    mode: tyro.conf.Positional[Mode]
-    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
+from pi05_training.parallel import Parallel
+from pi05_training.trainer.config import TrainConfig
 
 
 def train(argv: Sequence[str] | None = None) -> int:
-    """Run `pi05 train`. Returns 0 when the last checkpoint is written."""
-    flat = Annotated[TrainArguments, tyro.conf.OmitArgPrefixes]
-    arguments = tyro.cli(flat, prog="pi05 train", args=None if argv is None else list(argv))
-    print(f"checkpoint: {run_training(arguments.config)}")
+    """Run `pi05 train`. Returns 0 when the last checkpoint is written.
+
+    Raises:
+        TrainingError, DatasetError, CheckpointError, StateError: what is wrong is said before the first step.
+    """
+    config = tyro.cli(
+        TrainConfig,
+        prog="pi05 train",
+        description="Train a policy.",
+        args=None if argv is None else list(argv),
+    )
+    from pi05_training.trainer.loop import Trainer  # torch takes seconds to import
+    from pi05_training.trainer.prepare import prepare
+
+    with Parallel.setup(config.parallel, config.device) as parallel:
+        prepared = prepare(config, load_contract())
+        if parallel.main:
+            print(prepared.mixture.drawn(config.batch_size, config.steps))
+        folder = Trainer(prepared, parallel).run()
+        if parallel.main:
+            print(f"checkpoint: {folder}")
     return 0
 
 
