@@ -94,7 +94,7 @@ def repair_all(root: Path) -> int:
         except OSError as error:
             print(f"{folder}: cannot be repaired: {error}", file=sys.stderr)
             failed += 1
-    print(f"{repaired} bags repaired in {root}" if repaired or failed else f"nothing to repair in {root}")
+    print(f"repaired in {root}: {repaired}" if repaired or failed else f"nothing to repair in {root}")
     return 1 if failed else 0
 
 

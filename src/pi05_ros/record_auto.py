@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,15 @@ def collected(out: Path, task: str) -> dict[int, dict[str, str]]:
     return found
 
 
-def remove_cut_off(out: Path) -> list[Path]:
-    """Remove what an interrupted run of this program left half-recorded; those seeds are recorded again."""
+def remove_incomplete(out: Path, task: str, seeds: Collection[int]) -> list[Path]:
+    """Remove what an interrupted run left of these seeds: episodes that were cut off, or ended without a verdict."""
     removed = []
     for folder, state in find_bags(out) if out.is_dir() else []:
-        if state == State.CUT_OFF and read_notes(folder).get("source") == SOURCE:
+        if state == State.RECORDING:
+            continue
+        notes = bag_notes(folder) if state == State.FINISHED else {"outcome": "unknown"} | read_notes(folder)
+        ours = notes.get("source") == SOURCE and notes.get("task") == task and notes.get("outcome") == "unknown"
+        if ours and notes.get("seed", "").isdigit() and int(notes["seed"]) in seeds:
             shutil.rmtree(folder)
             removed.append(folder)
     return removed
@@ -82,14 +86,15 @@ def collect(arguments: AutoArguments) -> int:
         GraphError: the graph cannot be started.
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for folder in remove_cut_off(arguments.out):
-        print(f"record: {folder.name} was cut off; removed, its seed is recorded again")
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    missing = [seed for seed in seeds if seed not in collected(arguments.out, arguments.task)]
+    there = collected(arguments.out, arguments.task)
+    missing = [seed for seed in seeds if seed not in there]
     print(f"record: {len(seeds) - len(missing)} of {len(seeds)} episodes are there, {len(missing)} to record")
+    for folder in remove_incomplete(arguments.out, arguments.task, missing):
+        print(f"record: {folder.name} was interrupted; removed, its seed is recorded again")
     interrupted = bool(missing) and _run(arguments, missing)
-    notes = [n for seed, n in collected(arguments.out, arguments.task).items() if seed in seeds]
-    success = sum(note["outcome"] == "success" for note in notes)
+    notes = [told for seed, told in collected(arguments.out, arguments.task).items() if seed in seeds]
+    success = sum(told["outcome"] == "success" for told in notes)
     print(f"record: {len(notes)} of {len(seeds)} episodes in {arguments.out}, {success} of them successful")
     if interrupted:
         return 130

@@ -87,10 +87,10 @@ def until(predicate: Callable[[], object], seconds: float = 60.0) -> bool:
 
 
 @pytest.fixture
-def limited() -> Iterator[Callable[[int], None]]:
+def limited() -> Iterator[Callable[[int | None], None]]:
     """Limits how large a file of this process may grow; writing more is an error, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
@@ -203,7 +203,9 @@ def test_more_than_a_chunk_comes_back_byte_for_byte(tmp_path: Path) -> None:
     assert messages(bag.close()) == written
 
 
-def test_a_file_that_cannot_grow_ends_the_bag_at_its_last_chunk(tmp_path: Path, limited: Callable[[int], None]) -> None:
+def test_a_file_that_cannot_grow_ends_the_bag_at_its_last_chunk(
+    tmp_path: Path, limited: Callable[[int | None], None]
+) -> None:
     bag = open_bag(tmp_path, ballast_bytes=0)
     limited(3_000_000)
     data = [bytes([0, 1, 0, 0]) + os.urandom(50_000) for _ in range(200)]
@@ -212,7 +214,7 @@ def test_a_file_that_cannot_grow_ends_the_bag_at_its_last_chunk(tmp_path: Path, 
     assert until(lambda: bag.failure is not None)
     with pytest.raises(RecordingError, match=r"File too large; .*episode_000000 is whole up to its last chunk"):
         bag.close()
-    limited(resource.RLIM_INFINITY)
+    limited(None)
     assert state_of(bag.folder) == State.CUT_OFF
     repaired = repair(bag.folder)
     assert repaired.loss.bytes_lost == 0
@@ -308,7 +310,7 @@ def stamped_bytes(stamp_ns: int, size: int = 8) -> bytes:
     return bytes([0, 1, 0, 0]) + sec.to_bytes(4, "little") + nanosec.to_bytes(4, "little") + os.urandom(size)
 
 
-def test_a_failing_disk_ends_the_episode_and_says_so(tmp_path: Path, limited: Callable[[int], None]) -> None:
+def test_a_failing_disk_ends_the_episode_and_says_so(tmp_path: Path, limited: Callable[[int | None], None]) -> None:
     clock = Clock()
     session, _ = make_session(tmp_path, clock, min_free_mb=0, chunk_s=0.3)
     folder = session.begin({"task": "wait"})
@@ -324,7 +326,7 @@ def test_a_failing_disk_ends_the_episode_and_says_so(tmp_path: Path, limited: Ca
         session.keep({})
     [status] = [status for status in session.report() if status.part == "bag"]
     assert status.level == Level.ERROR
-    limited(resource.RLIM_INFINITY)
+    limited(None)
     assert session.begin({}) != folder
     assert session.ended == ""
     assert repair(folder).loss.messages > 100

@@ -16,7 +16,7 @@ from rosbags.highlevel import AnyReader
 
 from pi05_ros.bagfile import BagFile
 from pi05_ros.record import main
-from pi05_ros.record_auto import SOURCE, collected, remove_cut_off
+from pi05_ros.record_auto import SOURCE, collected, remove_incomplete
 from pi05_ros.repair import State, bag_notes, find_bags
 
 COMMAND = [sys.executable, "-m", "pi05_ros", "record"]
@@ -163,12 +163,23 @@ def test_keyboard(keys: Keys, tmp_path: Path, domain: int) -> None:
     assert said == {"/subtask": "fold the left corner", "/event": "slipped"}
 
 
-def test_what_a_killed_run_left_is_recorded_again(tmp_path: Path) -> None:
-    for source in (SOURCE, "a person"):
-        bag = BagFile(tmp_path / source.replace(" ", "_"), {"source": source, "seed": "3"}, ballast_bytes=0)
-        bag.abandon()
-    assert [folder.name for folder in remove_cut_off(tmp_path)] == ["scripted_demonstrator"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a_person"]
+def test_what_an_interrupted_run_left_is_recorded_again(tmp_path: Path) -> None:
+    def leave(name: str, **notes: str) -> BagFile:
+        told = {"source": SOURCE, "seed": "3", "task": "clear the table", **notes}
+        return BagFile(tmp_path / name, told, ballast_bytes=0)
+
+    leave("cut_off").abandon()
+    leave("ended").finish({"outcome": "unknown"})
+    leave("somebody_s", source="a person").abandon()
+    leave("other_seed", seed="4").abandon()
+    leave("other_task", task="wait").abandon()
+    leave("good").finish({"outcome": "failure"})
+    running = leave("running")
+    removed = remove_incomplete(tmp_path, "clear the table", [3])
+    assert sorted(folder.name for folder in removed) == ["cut_off", "ended"]
+    assert not any(folder.exists() for folder in removed)
+    assert list(collected(tmp_path, "clear the table")) == [3]
+    running.abandon()
 
 
 def test_repair_and_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
