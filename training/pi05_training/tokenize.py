@@ -30,7 +30,9 @@ _ONLY: dict[str, tuple[Kind, ...]] = {
     "scale": ("fast",),
     "vocab_size": ("fast", "vq"),
     "levels": ("fsq",),
-    **dict.fromkeys(("tokens", "width", "layers", "steps", "batch_size", "learning_rate", "seed"), ("fsq", "vq")),
+    **dict.fromkeys(
+        ("tokens", "patch", "width", "layers", "steps", "batch_size", "learning_rate", "seed"), ("fsq", "vq")
+    ),
 }
 """Kinds that an option is for."""
 
@@ -61,6 +63,8 @@ class NetworkOptions:
     """Tokens per chunk (8)."""
     levels: tuple[int, ...] | None = None
     """fsq only: levels by latent entry; their product is the vocabulary (8 5 5 5)."""
+    patch: int | None = None
+    """Steps that one position of the transformers reads or writes (5)."""
     width: int | None = None
     """Width of the transformers (96)."""
     layers: int | None = None

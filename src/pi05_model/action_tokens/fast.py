@@ -53,7 +53,7 @@ class FastTokenizer:
         backend: byte-level BPE over characters; character c stands for the coefficient c + min_token.
         scale: coefficients are multiplied by it before they are rounded: error against tokens.
         min_token: smallest quantised coefficient.
-        max_token: largest; None means the largest that the vocabulary can spell.
+        max_token: largest; None means what the vocabulary says (`_last_listed`).
         space: what the chunks mean in physical units.
     """
 
@@ -70,9 +70,9 @@ class FastTokenizer:
         if not np.isfinite(scale) or scale <= 0:
             raise ActionTokenizerError(f"scale must be above 0, got {scale}")
         self._backend, self.scale, self.min_token, self.space = backend, float(scale), int(min_token), space
-        last = _LAST_CODE if max_token is None else min(max_token - self.min_token, _LAST_CODE)
         vocab = backend.get_vocab()
-        self._codes = _spellable(vocab, last)
+        last = _last_listed(vocab) if max_token is None else max_token - self.min_token
+        self._codes = _spellable(vocab, min(last, _LAST_CODE))
         self.vocab_size = max(vocab.values()) + 1
 
     @property
@@ -318,6 +318,16 @@ def _train(codes: Codes, largest: int, vocab_size: int) -> tokenizers.Tokenizer:
 def _bytes_up_to(largest: int) -> list[int]:
     """Return the bytes that UTF-8 needs for the characters 0 … largest."""
     return sorted({byte for code in range(largest + 1) for byte in chr(code).encode()})
+
+
+def _last_listed(vocab: dict[str, int]) -> int:
+    """Return the last code of the range that a published vocabulary was fitted for.
+
+    Its files do not say, but its trainer puts every character of the range into the vocabulary, as itself and not as
+    its bytes. Where none is there, any code will do.
+    """
+    listed = next(code for code in range(_LAST_CODE + 2) if chr(code) not in vocab) - 1
+    return listed if listed > 0 else _LAST_CODE
 
 
 def _spellable(vocab: dict[str, int], last: int) -> Codes:

@@ -122,7 +122,9 @@ class ByteGrammar:
     def advance(self, state: ByteState, token: int) -> ByteState:
         """Return the state after `token`. Raises MalformedActionsError when it is not allowed."""
         if not 0 <= token < len(self.vocabulary.tokens) or not self.allowed(state)[token]:
-            raise MalformedActionsError(f"token {token} cannot follow after {state.tokens} tokens of a chunk")
+            raise MalformedActionsError(
+                f"token {token} cannot follow after {state.characters} of {self.length} coefficients"
+            )
         step = self.vocabulary.step(state.pending)
         return ByteState(
             state.characters + int(step.characters[token]),

@@ -1,7 +1,7 @@
 """What FSQ and VQ tokenizers share: a small transformer that squeezes a chunk into a fixed number of latent vectors.
 
-    chunk [H, D] -> rows + positions, K learned queries -> encoder -> K latents [K, C] -> quantiser -> K ids
-    K ids -> codes [K, C] + positions, H learned queries -> decoder -> chunk [H, D]
+    chunk [H, D] -> patches of P steps [R, P·D] + positions, K learned queries -> encoder -> K latents [K, C]
+    -> quantiser -> K ids -> codes [K, C] + positions, R learned queries -> decoder -> patches -> chunk [H, D]
 
 The quantiser is all that the two kinds differ in. Folder: config.json, model.safetensors, norm_stats.json.
 """
@@ -47,6 +47,8 @@ class LatentConfig:
     """Entries of an action."""
     tokens: int = 8
     """Ids of a chunk."""
+    patch: int = 5
+    """Steps that one position of the transformers reads or writes; the last patch may reach past the chunk."""
     width: int = 96
     """Width of the transformers."""
     layers: int = 2
@@ -55,11 +57,16 @@ class LatentConfig:
     """Attention heads."""
 
     def __post_init__(self) -> None:
-        for field in ("horizon", "dim", "tokens", "width", "layers", "heads"):
+        for field in ("horizon", "dim", "tokens", "patch", "width", "layers", "heads"):
             if getattr(self, field) < 1:
                 raise ActionTokenizerError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.width % self.heads:
             raise ActionTokenizerError(f"width {self.width} is not a multiple of {self.heads} heads")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a chunk."""
+        return -(-self.horizon // self.patch)
 
 
 @dataclass(frozen=True)
@@ -130,14 +137,30 @@ class LatentNetwork(nn.Module):
 
     def __init__(self, config: LatentConfig, quantiser: Quantiser) -> None:
         super().__init__()
-        self.encoder = _Transformer(config.dim, config.horizon, config.tokens, quantiser.width, config)
+        patch = config.patch * config.dim
+        self._config = config
+        self.encoder = _Transformer(patch, config.patches, config.tokens, quantiser.width, config)
         self.quantiser = quantiser
-        self.decoder = _Transformer(quantiser.width, config.tokens, config.horizon, config.dim, config)
+        self.decoder = _Transformer(quantiser.width, config.tokens, config.patches, patch, config)
 
     def forward(self, x_BHD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reconstruction [B, H, D] and the quantiser's loss."""
-        codes, loss = self.quantiser(self.encoder(x_BHD))
-        return self.decoder(codes), loss
+        codes, loss = self.quantiser(self.latents(x_BHD))
+        return self.chunks(codes), loss
+
+    def latents(self, x_BHD: Tensor) -> Tensor:
+        """Return what the quantiser gets, [B, K, C]."""
+        beyond = self._config.patches * self._config.patch - x_BHD.shape[1]
+        x_BHD = torch.cat([x_BHD, x_BHD[:, -1:].expand(-1, beyond, -1)], dim=1)
+        config = self._config
+        latents: Tensor = self.encoder(x_BHD.reshape(len(x_BHD), config.patches, config.patch * config.dim))
+        return latents
+
+    def chunks(self, codes_BKC: Tensor) -> Tensor:
+        """Return chunks [B, H, D]."""
+        patches: Tensor = self.decoder(codes_BKC)
+        config = self._config
+        return patches.reshape(len(patches), config.patches * config.patch, config.dim)[:, : config.horizon]
 
 
 class LatentTokenizer(ABC):
@@ -203,7 +226,7 @@ class LatentTokenizer(ABC):
         """Return the ids of normalised chunks [B, H, D]."""
         x = torch.from_numpy(check_chunks(chunks, self.config.horizon, self.config.dim).astype(np.float32))
         with torch.inference_mode():
-            parts = [self.network.quantiser.indices(self.network.encoder(part)) for part in torch.split(x, _BATCH)]
+            parts = [self.network.quantiser.indices(self.network.latents(part)) for part in torch.split(x, _BATCH)]
         return [row for part in parts for row in part.tolist()]
 
     def decode(self, tokens: Sequence[Sequence[int]], horizon: int, dim: int) -> Chunks:
@@ -223,7 +246,7 @@ class LatentTokenizer(ABC):
                 raise MalformedActionsError(f"row {row}: {unknown[0]} is no action token (0 … {self.vocab_size - 1})")
         indices = torch.tensor([list(map(int, ids)) for ids in tokens]).reshape(len(tokens), self.config.tokens)
         with torch.inference_mode():
-            parts = [self.network.decoder(self.network.quantiser.codes(part)) for part in torch.split(indices, _BATCH)]
+            parts = [self.network.chunks(self.network.quantiser.codes(part)) for part in torch.split(indices, _BATCH)]
             decoded: NDArray[np.float32] = torch.cat(parts).numpy()
         return decoded
 
