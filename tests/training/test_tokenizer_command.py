@@ -13,6 +13,8 @@ from pi05_model.normalize import NormStats, save_norm_stats
 from pi05_ros.cli import main as pi05
 from pi05_ros.contract import load_contract
 from pi05_training.chunks import read_chunks
+from pi05_training.data.episode import EpisodeInfo, Frame
+from pi05_training.data.folder_writer import FolderWriter
 from pi05_training.samples import Sample, write_samples
 from pi05_training.tokenize import main
 
@@ -116,6 +118,23 @@ def test_reading_samples_and_arrays(samples: Path, array: Path) -> None:
     np.testing.assert_array_equal(some.actions[0], every.actions[0])
     np.testing.assert_array_equal(some.actions[6], every.actions[51])
     assert read_chunks(array, limit=1000).states is None
+
+
+def test_fit_on_a_dataset(tmp_path: Path) -> None:
+    contract = load_contract()
+    writer = FolderWriter(tmp_path / "set", contract).episode(EpisodeInfo("one", "clear the table", "success", 50.0))
+    path = chunks(1, 4)[0].repeat(6, axis=0)
+    for k, action in enumerate(path):
+        writer.add(Frame(1000 + k * round(contract.step_s * 1e9), {}, action - 0.5, action, "wait"))
+    writer.close()
+    data = read_chunks(tmp_path / "set")
+    assert data.actions.shape == (len(path), contract.rates.chunk_steps, DIM) and data.states is not None
+    np.testing.assert_array_equal(data.actions[0], path[: contract.rates.chunk_steps])
+    np.testing.assert_array_equal(data.states[7], path[7] - 0.5)
+    out = tmp_path / "t"
+    assert main(["fit", "fast", str(tmp_path / "set"), "--out", str(out), "--relative", "--max-chunks", "50"]) == 0
+    assert json.loads((out / "report.json").read_text())["learned_from"] == 45
+    assert pi05(["tokenizer", "inspect", str(out), str(tmp_path)]) == 1  # no dataset
 
 
 def test_data_that_cannot_be_read(tmp_path: Path) -> None:
