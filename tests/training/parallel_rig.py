@@ -4,8 +4,13 @@
 """
 
 import dataclasses
+import faulthandler
+import itertools
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +25,17 @@ from pi05_model.config import PRESETS, ModelConfig
 from pi05_model.flow_policy import FlowPolicy, combine
 from pi05_training.lora import add_lora
 from pi05_training.optim import Ema, adamw
-from pi05_training.parallel import Kind, Parallel, checkpoint_layers, full_state, named_parameters, unwrap
-from pi05_training.state import Meta, load_state, save_state, writing_step
+from pi05_training.parallel import (
+    Kind,
+    Parallel,
+    assemble,
+    checkpoint_layers,
+    full_state,
+    local,
+    named_parameters,
+    unwrap,
+)
+from pi05_training.state import Meta, latest_step, load_state, save_state, writing_step
 
 ROWS = 6
 ALPHA = 10.0
@@ -49,12 +63,13 @@ CASES = {
     "keys_and_values_alone": Case(planner=False, insulate=False),
     "expert_alone": Case(planner=False, frozen=("vision.", "embed.", "vlm.")),
     "planner_alone": Case(flow=False, frozen=("expert.", "action_", "time_")),
-    "checkpointed": Case(insulate=False, checkpointed=True),
-    "low_rank": Case(lora=True, checkpointed=True),
+    "low_rank": Case(lora=True, checkpointed=True, insulate=False),
     "bf16": Case(insulate=False, bf16=True),
     "pi0": Case(policy="pi0", planner=False, insulate=False),
     "pi0_fast": Case(policy="pi0_fast", planner=False, flow=False, fast=True),
 }
+
+KINDS: dict[Kind, tuple[str, ...]] = {"ddp": ("hierarchical", "everything", "low_rank"), "fsdp": tuple(CASES)}
 
 
 def network(case: Case) -> Backbone:
@@ -203,6 +218,12 @@ class Run:
             "averages": full_state(self.parallel, self.module, self.ema.values),
         }
 
+    def held(self) -> dict[str, int]:
+        """Return the bytes that this process holds all the time."""
+        state = [value for moments in self.optimizer.state.values() for value in moments.values() if value.ndim]
+        kinds = {"weights": named_parameters(self.module).values(), "optimizer": state, "ema": self.ema.values.values()}
+        return {name: sum(local(x.detach()).nbytes for x in tensors) for name, tensors in kinds.items()}
+
     def save(self, out: Path, step: int) -> None:
         with writing_step(out, step, self.parallel) as folder:
             save_state(folder, self.parallel, Meta(step), self.module, self.optimizer, self.ema)
@@ -213,38 +234,101 @@ class Run:
 
 def run_processes(folder: Path, job: str, world: int = 2) -> None:
     """Run a job under torchrun; it reads and writes in `folder`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    done = subprocess.run([*command, __file__, job, str(folder)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    start([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"], folder, job)
 
 
-def job_cases(folder: Path, kind: Kind) -> None:
-    """Train every case."""
-    with Parallel.setup(kind) as parallel:
-        for name, case in CASES.items():
-            result = Run(case, parallel).result()
+def start(command: Sequence[str], folder: Path, job: str) -> None:
+    """Run a job of this file; torchrun ends its processes when it is told to end."""
+    with subprocess.Popen(
+        [*command, __file__, job, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            said, _ = process.communicate()
+            raise AssertionError(f"{job} took more than two minutes\n{said[-8000:]}") from None
+    assert process.returncode == 0, said[-8000:]
+
+
+def job_cases(folder: Path) -> None:
+    """Train the cases, each with DDP and with FSDP."""
+    with Parallel.setup("ddp"):  # one process group for all
+        for kind in KINDS:
+            parallel = Parallel.setup(kind)
+            for name in KINDS[kind]:
+                run = Run(CASES[name], parallel)
+                result = run.result() | {"held": run.held()}
+                with torch.no_grad():  # leaves FSDP's root whole
+                    run.module(run.batch, **run.drawn) if run.flows else run.module(run.batch)
+                after = run.weights()
+                whole = assemble(parallel, run.module, run.ema.values)
+                if whole is not None:
+                    torch.save(result | {"after": after, "whole": whole.state_dict()}, folder / f"{name}-{kind}.pt")
+
+
+def job_states(folder: Path) -> None:
+    """Go on from the state of one process for two steps, save a state after each, and load it the other way."""
+    with Parallel.setup("ddp"):
+        for kind, other in (("fsdp", "ddp"), ("ddp", "fsdp")):
+            parallel = Parallel.setup(kind)
+            run = Run(CASES["hierarchical"], parallel)
+            run.load(folder / "one" / "step_1")
+            for step in (2, 3):
+                run.step()
+                run.save(folder / kind, step)
+            second = Run(CASES["hierarchical"], Parallel.setup(other))
+            second.load(folder / kind / "step_3")
+            found = {"saved": run.weights(), "crossed": second.weights()}
             if parallel.main:
-                torch.save(result, folder / f"{name}-{kind}.pt")
+                torch.save(found, folder / f"{kind}.pt")
 
 
-def job_states(folder: Path, kind: Kind) -> None:
-    """Go on from the state of one process for two steps, and save a state after each."""
-    with Parallel.setup(kind) as parallel:
-        run = Run(CASES["hierarchical"], parallel)
-        run.load(folder / "one" / "step_1")
-        for step in (2, 3):
-            run.step()
-            run.save(folder / kind, step)
-        weights = run.weights()
-        other: Kind = "ddp" if kind == "fsdp" else "fsdp"
-        second = Run(CASES["hierarchical"], Parallel.setup(other))
-        second.load(folder / kind / "step_3")
-        crossed = second.weights()
-        if parallel.main:
-            torch.save({"here": weights, other: crossed}, folder / f"states-{kind}.pt")
+def job_kills(folder: Path) -> None:
+    """Kill a process while it saves, some times, each time later in the files; then load what is left."""
+    found = []
+    for kill in range(6):
+        run, out = Run(CASES["hierarchical"], Parallel.setup()), folder / f"kill{kill}"
+        run.step()  # gives the optimizer its state
+        _fill(run, 1)
+        run.save(out, 1)
+        child = os.fork()
+        if child == 0:
+            for step in itertools.count(2):
+                _fill(run, step)
+                run.save(out, step)
+        started, seen = time.monotonic(), -1
+        while seen < kill * 150_000 and time.monotonic() - started < 60:
+            seen = _being_written(out)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        left = [path.name for path in out.glob(".step_*")]
+        path = latest_step(out)
+        assert path is not None
+        meta = run.load(path)
+        values = {x.item() for p in named_parameters(run.module).values() for x in (p.min(), p.max())}
+        values |= {x.item() for v in run.ema.values.values() for x in (v.min(), v.max())}
+        found.append({"left": left, "step": meta.step, "values": values, "link": (out / "latest").readlink().name})
+        run.save(out, meta.step + 1)
+        found[-1]["after"] = sorted(path.name for path in out.iterdir())
+    torch.save(found, folder / "kills.pt")
+
+
+def _fill(run: Run, step: int) -> None:
+    with torch.no_grad():
+        for value in (*named_parameters(run.module).values(), *run.ema.values.values()):
+            value.fill_(step)
+
+
+def _being_written(out: Path) -> int:
+    """Return the bytes of the step that is being written; -1 when there is none."""
+    try:
+        return sum(path.stat().st_size for path in out.glob(".step_*.part/state/*.distcp")) or -1
+    except FileNotFoundError:
+        return -1
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, _, kind = sys.argv[1].partition("-")
-    {"cases": job_cases, "states": job_states}[name](Path(sys.argv[2]), kind)  # type: ignore[arg-type]
+    faulthandler.register(signal.SIGTERM, chain=True)
+    {"cases": job_cases, "states": job_states, "kills": job_kills}[sys.argv[1]](Path(sys.argv[2]))

@@ -2,7 +2,7 @@
 
 from pi05_training.parallel.checkpointing import checkpoint_layers
 from pi05_training.parallel.gather import assemble, full_state
-from pi05_training.parallel.memory import MemoryPlan, plan_memory, print_plan
+from pi05_training.parallel.memory import MemoryPlan, plan_memory, plan_model, plan_table
 from pi05_training.parallel.process import Kind, Parallel, ParallelError
 from pi05_training.parallel.sharding import local, named_parameters, unwrap
 
@@ -17,6 +17,7 @@ __all__ = [
     "local",
     "named_parameters",
     "plan_memory",
-    "print_plan",
+    "plan_model",
+    "plan_table",
     "unwrap",
 ]

@@ -59,13 +59,22 @@ def plan_memory(
         frozen: patterns of parameters that are not trained, such as "vision.*".
 
     Raises:
-        ValueError: `world` is not positive.
+        ValueError: as `plan_model`.
     """
-    if world < 1:
-        raise ValueError(f"world is {world}; valid: 1 and more")
     model = build(config, device="meta")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen))
+    return plan_model(model, world, kind, ema)
+
+
+def plan_model(model: nn.Module, world: int = 1, kind: Kind = "fsdp", ema: bool = True) -> MemoryPlan:
+    """Plan for a network as it is going to be wrapped, such as one on the meta device with low-rank updates.
+
+    Raises:
+        ValueError: `world` is not positive, or `kind` is "none" for several processes.
+    """
+    if world < 1 or (kind == "none" and world > 1):
+        raise ValueError(f"{world} processes of kind {kind!r}; valid: 1 and more, more than 1 with ddp or fsdp")
     everything = list(model.parameters())
     trained = [p for p in everything if p.requires_grad]
     parts = world if kind == "fsdp" else 1
@@ -79,14 +88,14 @@ def plan_memory(
         gradients=held_trained,
         optimizer=2 * held_trained,
         ema=held_trained if ema else 0,
-        gathered=_gathered(model) if kind == "fsdp" and world > 1 else 0,
+        gathered=_gathered(model) if kind == "fsdp" else 0,
     )
 
 
-def print_plan(config: ModelConfig, name: str, worlds: Sequence[int] = (1, 2, 4, 8)) -> str:
-    """Return a table of FSDP plans, in GiB per process."""
+def plan_table(config: ModelConfig, name: str, worlds: Sequence[int] = (1, 2, 4, 8)) -> str:
+    """Return a table, in GiB per process: one process alone, several with FSDP."""
     columns = ("weights", "gradients", "optimizer", "ema", "gathered", "total")
-    plans = [plan_memory(config, world) for world in worlds]
+    plans = [plan_memory(config, world, "fsdp" if world > 1 else "none") for world in worlds]
     lines = [f"{name}: {plans[0].parameters / 1e6:.1f} M parameters, float32 masters, AdamW, EMA; GiB per process"]
     lines.append("processes " + " ".join(f"{column:>9}" for column in columns))
     for plan in plans:

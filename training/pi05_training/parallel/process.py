@@ -51,7 +51,7 @@ class Parallel:
 
     @classmethod
     def setup(cls, kind: Kind = "none", device: str = "cpu", timeout_s: float = 600.0) -> "Parallel":
-        """Join the run.
+        """Join the run, once per process: torchrun's meeting place cannot be used a second time after `close`.
 
         Args:
             kind: see the attributes.

@@ -5,6 +5,7 @@ together (the network computes them all at once, outside of the layers' `forward
 whole from the forward to the backward pass: the token embedding is read twice, as embedding and as text head.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device, gather: torc
         gather: dtype in which the weights of Gemma layers travel; all others, and all gradients, travel in float32.
     """
     _register_outputs()
+    # FSDP warns of outputs that are views, because changing them in place would go wrong; the network does not.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     _broadcast(model, device)
     for unit in units(model):
         travels = gather if isinstance(unit[0], Layer) else None
@@ -56,7 +59,6 @@ def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel
     wrapped = DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=True,  # what a step trains depends on its losses and on insulation
     )
