@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pi05_model.config import GemmaConfig
-from pi05_model.layers import HeadLinear, Linear, init_linear
+from pi05_model.layers import HeadLinear, Linear, PackedLinear, init_linear
 
 NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
@@ -181,13 +181,20 @@ class Attention(nn.Module):
         query, key, value = turned[:, : config.heads], turned[:, config.heads :], heads_BHTD[:, turning:]
         own = KeyValues(key, value)
         seen = own if past is None else past.append(own)
-        out_BHTD = F.scaled_dot_product_attention(
-            query,
+        out_BHTD = self._attend(query, seen, mask_BTS)
+        return self.out(out_BHTD.transpose(1, 2).flatten(2)), own
+
+    def _attend(self, query_BHTD: Tensor, seen: KeyValues, mask_BTS: Tensor | None) -> Tensor:
+        if mask_BTS is None and self.config.kv_heads == 1:
+            # All heads read the same keys: as rows of one head they take one pass over them instead of H.
+            rows_B1RD = query_BHTD.flatten(1, 2)[:, None]
+            return F.scaled_dot_product_attention(rows_B1RD, seen.key, seen.value).view_as(query_BHTD)
+        return F.scaled_dot_product_attention(
+            query_BHTD,
             self._per_query_head(seen.key),
             self._per_query_head(seen.value),
             attn_mask=None if mask_BTS is None else mask_BTS[:, None],
         )
-        return self.out(out_BHTD.transpose(1, 2).flatten(2)), own
 
     def keys_values(self, x_BTW: Tensor, rope: Rope) -> KeyValues:
         """Return keys and values alone, for a last layer whose output nobody reads."""
@@ -219,6 +226,24 @@ class GatedMLP(nn.Module):
         gate, up = self.gate_up(x_BTW).chunk(2, dim=-1)
         # A strided input takes the CPU's GELU three times as long as the copy.
         out: Tensor = self.down(F.gelu(gate.contiguous(), approximate="tanh") * up)
+        return out
+
+    def packed(self) -> nn.Module:
+        """Return the same for inference on a CPU."""
+        return PackedGatedMLP(self)
+
+
+class PackedGatedMLP(nn.Module):
+    """`GatedMLP` for inference on a CPU: gate and up apart, GELU inside the gate's kernel."""
+
+    def __init__(self, mlp: GatedMLP) -> None:
+        super().__init__()
+        gate, up = mlp.gate_up.weight.chunk(2)
+        self.gate, self.up = PackedLinear(gate, activation="gelu"), PackedLinear(up)
+        self.down = mlp.down.packed()
+
+    def forward(self, x_BTW: Tensor) -> Tensor:
+        out: Tensor = self.down(self.gate(x_BTW).mul_(self.up(x_BTW)))
         return out
 
 

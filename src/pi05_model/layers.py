@@ -19,35 +19,45 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    def packed(self) -> nn.Module:
+        """Return the same for inference on a CPU."""
+        return PackedLinear(self.weight, self.bias)
+
 
 class PackedLinear(nn.Module):
-    """A `Linear` for inference on a CPU, its weight laid out once as oneDNN's kernels want it.
+    """A linear map for inference on a CPU, its weight laid out once as oneDNN's kernels want it.
 
-    Stock `F.linear` reaches about two thirds of this speed on the sizes of `pi05_tiny` (AMD EPYC, AVX-512).
+    Args:
+        weight: [out, in].
+        bias: [out] or None.
+        activation: "none", or "gelu" (tanh form), which costs next to nothing inside the kernel.
     """
 
-    def __init__(self, layer: Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
-        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self.bias = None if bias is None else bias.detach()
+        self._activation, self._form = activation, "tanh" if activation == "gelu" else ""
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self._activation, [], self._form)
         return out
 
 
 def pack_for_cpu(module: nn.Module) -> bool:
-    """Replace every `Linear` below `module` by a `PackedLinear`; return whether this torch can.
+    """Replace every layer below `module` that has a `packed` form by it; return whether this torch can.
 
     Afterwards the module serves inference on the CPU alone: it has no weights to train, save or move.
     """
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
         return False
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Linear):
-                setattr(parent, name, PackedLinear(child))
+    for name, child in list(module.named_children()):
+        packed = getattr(child, "packed", None)
+        if packed is not None:
+            child = packed()
+            setattr(module, name, child)
+        pack_for_cpu(child)
     return True
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pi05_model.config import VisionConfig
-from pi05_model.layers import LayerNorm, Linear, init_linear
+from pi05_model.layers import LayerNorm, Linear, PackedLinear, init_linear
 
 STEM_STRIDE = 4
 
@@ -26,17 +26,26 @@ class VisionBlock(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
         self.norm2 = LayerNorm(config.width)
-        self.fc1 = Linear(config.width, config.mlp_dim)
+        self.fc1: nn.Module = Linear(config.width, config.mlp_dim)
         self.fc2 = Linear(config.mlp_dim, config.width)
+        self.activation: nn.Module = nn.GELU(approximate="tanh")
         small = (2 * config.depth) ** -0.5
         for layer, gain in ((self.qkv, 1.0), (self.out, small), (self.fc1, 1.0), (self.fc2, small)):
+            assert isinstance(layer, Linear)
             init_linear(layer, gain)
 
     def forward(self, x_BNW: Tensor) -> Tensor:
         x_BNW = x_BNW + self._attend(self.norm1(x_BNW))
-        hidden = F.gelu(self.fc1(self.norm2(x_BNW)), approximate="tanh")
+        hidden = self.activation(self.fc1(self.norm2(x_BNW)))
         out: Tensor = x_BNW + self.fc2(hidden)
         return out
+
+    def packed(self) -> "VisionBlock":
+        """Put GELU into the kernel of the layer before it, for inference on a CPU; changes this block."""
+        assert isinstance(self.fc1, Linear)
+        self.fc1 = PackedLinear(self.fc1.weight, self.fc1.bias, activation="gelu")
+        self.activation = nn.Identity()
+        return self
 
     def _attend(self, x_BNW: Tensor) -> Tensor:
         batch, patches, width = x_BNW.shape
