@@ -46,6 +46,7 @@ class Run:
         instruction: what it carries out.
         episode, first_frame: which episode it belongs to, and the number of its first frame there.
         frames: T.
+        dims: columns of qpos.npy and actions.npy.
         images: files by camera, one per frame; None where the image is missing.
         outcome: "success", "failure" or "".
     """
@@ -55,6 +56,7 @@ class Run:
     episode: str
     first_frame: int
     frames: int
+    dims: tuple[int, int]
     images: dict[str, Sequence[str | None]] = field(repr=False)
     outcome: str = ""
 
@@ -94,7 +96,7 @@ class FolderDataset:
         self.cameras = self._choose(cameras)
         self._ends = list(accumulate(run.frames for run in self.runs))
         self._open: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
-        self._check_dims()
+        _check_dims(self.runs)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -144,14 +146,6 @@ class FolderDataset:
         if unknown:
             raise DatasetError(f"{self.root}: no camera {', '.join(unknown)}; it has: {', '.join(there)}")
         return tuple(there if wanted is None else wanted)
-
-    def _check_dims(self) -> None:
-        first: dict[str, int] = {}
-        for number, run in enumerate(self.runs):
-            for name, array in zip((STATES, ACTIONS), self._files(number), strict=True):
-                dim = first.setdefault(name, array.shape[1])
-                if array.shape[1] != dim:
-                    raise DatasetError(f"{run.folder}: {name} has {array.shape[1]} columns, the runs before {dim}")
 
     def _locate(self, index: int) -> tuple[int, int]:
         wanted = index + len(self) if index < 0 else index
@@ -204,6 +198,20 @@ class FolderDataset:
         return images
 
 
+@dataclass(frozen=True)
+class _Numbered(Sequence[str | None]):
+    """Names of the images of a run written here: they follow from their numbers, and nothing has to be listed."""
+
+    frames: int
+    missing: NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __getitem__(self, index: Any) -> Any:
+        return None if self.missing is not None and self.missing[index] else f"{index:06d}.jpg"
+
+
 def layout_of(root: Path) -> Layout:
     """Tell the layout from the folders: stage<N>/run_* is B, <task>/<subtask>/run_* is A.
 
@@ -226,6 +234,14 @@ def _contract(described: Path, about: dict[str, Any]) -> Contract:
         return Contract.model_validate(about.get("contract"))
     except ValueError as error:
         raise DatasetError(f"{described}: contract: {error}") from error
+
+
+def _check_dims(runs: Sequence[Run]) -> None:
+    for name, column in ((STATES, 0), (ACTIONS, 1)):
+        for run in runs:
+            if run.dims[column] != runs[0].dims[column]:
+                have, before = run.dims[column], runs[0].dims[column]
+                raise DatasetError(f"{run.folder}: {name} has {have} columns, the runs before {before}")
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -256,8 +272,8 @@ def _read_run(root: Path, folder: Path, layout: Layout, told: Instructions) -> R
         instruction = told.of_stage(folder.parent, int(stage[1]))
     else:
         instruction = told.of_folders(folder.parent)
-    frames = _length(folder, STATES)
-    if (others := _length(folder, ACTIONS)) != frames:
+    (frames, state_dim), (others, action_dim) = _shape(folder, STATES), _shape(folder, ACTIONS)
+    if others != frames:
         raise DatasetError(f"{folder}: {STATES} has {frames} rows, {ACTIONS} has {others}")
     about = read_json(folder / RUN) if (folder / RUN).exists() else {}
     if about.get("frames", frames) != frames:
@@ -268,12 +284,13 @@ def _read_run(root: Path, folder: Path, layout: Layout, told: Instructions) -> R
         episode=about.get("episode", str(folder.relative_to(root))),
         first_frame=about.get("first_frame", 0),
         frames=frames,
+        dims=(state_dim, action_dim),
         images=_image_files(folder, frames, about),
         outcome=about.get("outcome", ""),
     )
 
 
-def _length(folder: Path, name: str) -> int:
+def _shape(folder: Path, name: str) -> tuple[int, int]:
     try:
         array = np.load(folder / name, mmap_mode="r")
     except FileNotFoundError:
@@ -282,18 +299,16 @@ def _length(folder: Path, name: str) -> int:
         raise DatasetError(f"{folder}: {name} cannot be read: {error}") from error
     if array.ndim != 2 or not len(array) or array.dtype.kind not in "fiu":
         raise DatasetError(f"{folder}: {name} has shape {list(array.shape)} of {array.dtype}, expected numbers [T, D]")
-    return len(array)
+    return int(array.shape[0]), int(array.shape[1])
 
 
 def _image_files(folder: Path, frames: int, about: dict[str, Any]) -> dict[str, Sequence[str | None]]:
     found: dict[str, Sequence[str | None]] = {}
     if about:
-        # Names follow from the numbers, so that nothing has to be listed.
         spans = about.get("missing_images", {})
-        names = [f"{index:06d}.jpg" for index in range(frames)]
         for camera in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-            missing = stack_missing(spans.get(camera, []), frames)
-            found[camera] = [None if gone else name for gone, name in zip(missing, names, strict=True)]
+            gone = spans.get(camera, [])
+            found[camera] = _Numbered(frames, stack_missing(gone, frames) if gone else None)
         return found
     for inner in _folders(folder):
         files = sorted((path for path in inner.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")), key=_natural)
