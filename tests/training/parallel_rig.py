@@ -298,7 +298,7 @@ def job_kills(folder: Path) -> None:
                 _fill(run, step)
                 run.save(out, step)
         started, seen = time.monotonic(), -1
-        while seen < kill * 150_000 and time.monotonic() - started < 60:
+        while seen < kill * 800_000 and time.monotonic() - started < 60:
             seen = _being_written(out)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
