@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pi05_model.batch import Text
 from pi05_model.config import ModelConfig
 from pi05_model.gemma import GemmaStack, KeyValues, Rope
+from pi05_model.layers import Linear
 from pi05_model.masks import block_mask, positions
 from pi05_model.siglip import VisionEncoder
 
@@ -45,7 +46,7 @@ class Place:
 
 
 class Backbone(nn.Module):
-    """SigLIP, token embedding and Gemma. The text head is the embedding (tied).
+    """SigLIP, token embedding and Gemma. The text head is the embedding, unless the configuration unties it.
 
     Args:
         config: sizes.
@@ -61,6 +62,8 @@ class Backbone(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.vlm.width)
         self.vlm = GemmaStack(config.vlm)
         nn.init.normal_(self.embed.weight, std=config.vlm.width**-0.5)
+        if not config.tied_head:
+            self.head = Linear(config.vlm.width, config.vocab_size, bias=False)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +110,9 @@ class Backbone(nn.Module):
         return self.vlm.keys_values(prefix.embeddings, place.rope, place.mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return vocabulary logits [..., V] in float32, through the tied embedding."""
+        """Return vocabulary logits [..., V] in float32."""
+        if not self.config.tied_head:
+            return self.head(hidden).float()  # type: ignore[no-any-return]
         return F.linear(hidden, self.embed.weight.to(hidden.dtype)).float()
 
     def text_loss(self, hidden_BTW: Tensor, text: Text, longest: int) -> tuple[Tensor, Tensor]:

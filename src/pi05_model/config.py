@@ -90,6 +90,8 @@ class ModelConfig:
         relative_entries: entries of the action that the network says relative to the state of the observation
             (openpi's delta actions); the others, such as grippers and velocities, are said as they are.
         state_in_prompt: False for checkpoints trained without the state (openpi's pi05_libero).
+        tied_head: the text head is the token embedding. False for π0-FAST checkpoints that lerobot trained further,
+            where the two drift apart.
         policy: "pi05" (state in the prompt, AdaRMS, text answers), "pi0" (state token, time concatenated with the
             action) or "pi0_fast" (actions as text).
         family: whose exact prompts it was trained with: this project's, openpi's or lerobot's (see `prompts.clean`).
@@ -113,6 +115,7 @@ class ModelConfig:
     clip_state: bool = True
     state_in_prompt: bool = True
     relative_entries: tuple[int, ...] = ()
+    tied_head: bool = True
     policy: PolicyName = "pi05"
     family: Family = "project"
 
@@ -125,6 +128,10 @@ class ModelConfig:
             vlm, expert = getattr(self.vlm, name), getattr(self.expert, name)
             if vlm != expert:
                 raise ValueError(f"vlm and expert must agree in {name}: {vlm} != {expert}")
+        if not self.tied_head and self.policy != "pi0_fast":
+            raise ValueError(
+                f"{self.policy} ties its text head to the embedding; only pi0_fast may have one of its own"
+            )
         unknown = [key for key in self.expert_cameras if key not in self.cameras]
         if unknown:
             raise ValueError(f"expert_cameras {unknown} are not among cameras {list(self.cameras)}")

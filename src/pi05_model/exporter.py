@@ -118,7 +118,8 @@ def _parts(config: ModelConfig, weights: WeightFiles, prefix: str) -> dict[str, 
             parts[prefix + name] = _Part(ours, begin, begin + length, TensorSpec(spec.dtype, shape))
             begin += length
     # Both loaders find the embedding under the name of the tied head; lerobot's finds it nowhere else.
-    parts[prefix + TEXT_HEAD] = parts.pop(prefix + EMBEDDING)
+    if config.tied_head:
+        parts[prefix + TEXT_HEAD] = parts.pop(prefix + EMBEDDING)
     if config.expert is not None:
         shape = (config.vocab_size, config.expert.width)
         parts[prefix + EXPERT_HEAD] = _Part(None, 0, 0, TensorSpec(weights.specs["embed.weight"].dtype, shape))

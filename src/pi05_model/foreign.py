@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pi05_model.checkpoint import FORMAT, STATS, read_description
 from pi05_model.config import ModelConfig
 from pi05_model.foreign_stats import find_openpi, read_lerobot, read_openpi, read_project
@@ -100,10 +102,15 @@ def read_foreign(path: Path | str, choices: Choices | None = None) -> Foreign:
         derivation = Derivation(_own_config(path, own, choices.settings))
     else:
         derivation = derive(specs, described, choices.sizes, choices.settings, family)
+    config = derivation.config
+    head = next((name for name in unread if canonical(name) == TEXT_HEAD), None)
+    if config.policy == "pi0_fast" and head is not None and not torch.equal(weights[head], weights[stored[EMBEDDING]]):
+        config = dataclasses.replace(config, tied_head=False)
+        stored, unread = {**stored, TEXT_HEAD: head}, tuple(name for name in unread if name != head)
     extra = dict(own["extra"]) if own else _source(family, described)
-    stats = _stats(path, family, derivation.config, weights, described, choices, bool(own))
+    stats = _stats(path, family, config, weights, described, choices, bool(own))
     notes = [*derivation.notes, *([f"not read: {', '.join(unread)}"] if unread else [])]
-    return Foreign(path, family, derivation.config, weights, stored, unread, stats, extra, tuple(notes))
+    return Foreign(path, family, config, weights, stored, unread, stats, extra, tuple(notes))
 
 
 def _described(path: Path, name: str = "config.json") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pi05_model.action_tokens import ActionTokenizer, ActionTokenizerError, load
 from pi05_model.build import build
 from pi05_model.checkpoint import ACTION_TOKENIZER, STATS, TOKENIZER, staging, write_parts
 from pi05_model.foreign import Choices, Foreign, read_foreign
-from pi05_model.names import EMBEDDING, TEXT_HEAD, canonical, rows
+from pi05_model.names import rows
 from pi05_model.tokenizer import Tokenizer, load_tokenizer
 from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, is_finite, write_weights
 
@@ -85,7 +85,6 @@ def import_checkpoint(path: Path | str, out: Path | str, choices: Choices | None
     choices = choices or Choices()
     source = read_foreign(path, choices)
     specs, parts = convert(source)
-    _require_tied(source)
     tokenizer, action_tokenizer = _tokenizer(source, choices), _action_tokenizer(source, choices)
     broken: list[str] = []
 
@@ -113,18 +112,6 @@ def still_missing(source: Foreign, has_tokenizer: bool = False, has_action_token
     if not has_action_tokenizer and source.config.policy == "pi0_fast":
         missing.append(f"{ACTION_TOKENIZER}/ (give --action-tokenizer, a folder of FAST's files)")
     return missing
-
-
-def _require_tied(source: Foreign) -> None:
-    """Refuse a π0-FAST whose text head has left the embedding: its actions are text, and here the two are one."""
-    heads = [name for name in source.unread if canonical(name) == TEXT_HEAD]
-    if source.config.policy != "pi0_fast" or not heads:
-        return
-    if not torch.equal(source.weights[heads[0]], source.weights[source.stored[EMBEDDING]]):
-        raise CheckpointError(
-            f"{heads[0]} differs from the token embedding: this π0-FAST was trained with an untied text head, "
-            "which this network does not have"
-        )
 
 
 def _tokenizer(source: Foreign, choices: Choices) -> Tokenizer | None:

@@ -45,6 +45,8 @@ _UNREAD = re.compile(
 def rows(config: ModelConfig) -> Iterator[Row]:
     """Yield the table for a network of this size, sources under openpi's names."""
     yield "embed.weight", (EMBEDDING,)
+    if not config.tied_head:
+        yield "head.weight", (TEXT_HEAD,)
     yield from _vision_rows(config.vision.depth)
     yield from _stack_rows("vlm", VLM, config.vlm, adaptive=False)
     if config.expert is None:

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pi05_model.build import build
-from pi05_model.checkpoint import CheckpointError
+from pi05_model.checkpoint import CheckpointError, load_network
 from pi05_model.config import PRESETS
+from pi05_model.exporter import export_checkpoint
 from pi05_model.foreign import Choices, is_foreign, read_foreign
 from pi05_model.importer import import_checkpoint
 from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows
@@ -173,17 +174,25 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "own").iterdir()] == ["notes.txt"]
 
 
-def test_a_text_head_that_left_the_embedding_is_refused_where_actions_are_text(tmp_path: Path) -> None:
+def test_a_text_head_that_left_the_embedding_counts_where_actions_are_text(tmp_path: Path) -> None:
     def change(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         weights[LEROBOT_PREFIX + TEXT_HEAD] = weights[LEROBOT_PREFIX + TEXT_HEAD] + 1
         return weights
 
-    fast, flow = golden("pi0_fast", tmp_path), golden("pi0", tmp_path)
-    change_weights(fast, change)
-    change_weights(flow, change)
-    import_checkpoint(flow, tmp_path / "own", choices())
-    with pytest.raises(CheckpointError, match="untied text head"):
-        import_checkpoint(fast, tmp_path / "fast", choices())
+    hidden = torch.randn(3, 32)
+    for policy, heard in (("pi0_fast", True), ("pi0", False)):
+        folder = golden(policy, tmp_path)
+        change_weights(folder, change)
+        import_checkpoint(folder, tmp_path / f"own_{policy}", choices())
+        model = load_network(tmp_path / f"own_{policy}")
+        assert model.config.tied_head != heard
+        with torch.no_grad():
+            tied = hidden @ model.embed.weight.T
+            said = model.logits(hidden)
+        torch.testing.assert_close(said, tied + hidden.sum(dim=1, keepdim=True) if heard else tied)
+        export_checkpoint(tmp_path / f"own_{policy}", tmp_path / f"back_{policy}", "lerobot")
+        again = read_foreign(tmp_path / f"back_{policy}", choices())
+        assert again.config.tied_head != heard
 
 
 def test_sizes_come_from_tensors_where_nothing_else_says(tmp_path: Path) -> None:
