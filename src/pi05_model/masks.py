@@ -28,7 +28,7 @@ new block (`starts`), and query i sees key j iff j's block is not later than i's
              11111
              11111
 
-Actions never see the answer that may stand between (subtask, FAST tokens): of the prefix they see `Prefix.prompt` alone.
+Actions never see the answer that may stand between (subtask, FAST tokens): of the prefix they see `Prefix.prompt`.
 """
 
 import torch

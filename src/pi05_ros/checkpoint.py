@@ -15,7 +15,7 @@ from pi05_ros.paths import share_dir
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from pi05_model.backbone import Backbone
-    from pi05_model.foreign import Choices, Foreign
+    from pi05_model.interchange.foreign import Choices, Foreign
     from pi05_model.normalize import NormStats
 
 Rows = list[tuple[str, str]]
@@ -69,7 +69,7 @@ class Import:
 
     def choices(self) -> "Choices":
         """Return what the user says about the folder."""
-        from pi05_model.foreign import Choices
+        from pi05_model.interchange.foreign import Choices
 
         given = {"horizon": self.horizon, "relative_entries": self.relative_entries, "cameras": self.cameras}
         settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -170,7 +170,7 @@ def describe_foreign(source: "Foreign") -> Rows:
     Raises:
         CheckpointError: its tensors do not fit the network.
     """
-    from pi05_model.importer import convert, still_missing
+    from pi05_model.interchange.importer import convert, still_missing
 
     specs, _ = convert(source)
     config = source.config
@@ -197,7 +197,7 @@ def describe_foreign(source: "Foreign") -> Rows:
 
 
 def _inspect(arguments: Inspect, console: Console) -> int:
-    from pi05_model.foreign import Choices, is_foreign, read_foreign
+    from pi05_model.interchange.foreign import Choices, is_foreign, read_foreign
 
     path = arguments.path or share_dir() / EMBEDDED_POLICY
     if path.is_dir() and is_foreign(path):
@@ -212,7 +212,7 @@ def _inspect(arguments: Inspect, console: Console) -> int:
 
 
 def _import(arguments: Import, console: Console) -> int:
-    from pi05_model.importer import import_checkpoint
+    from pi05_model.interchange.importer import import_checkpoint
 
     imported = import_checkpoint(arguments.path, arguments.out, arguments.choices())
     source = imported.source
@@ -228,7 +228,7 @@ def _import(arguments: Import, console: Console) -> int:
 
 
 def _export(arguments: Export, console: Console) -> int:
-    from pi05_model.exporter import export_checkpoint
+    from pi05_model.interchange.exporter import export_checkpoint
 
     exported = export_checkpoint(arguments.path, arguments.out, arguments.to)
     for note in exported.notes:

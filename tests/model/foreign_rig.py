@@ -13,7 +13,7 @@ from torch import Tensor
 from pi05_model.backbone import Backbone
 from pi05_model.build import build
 from pi05_model.config import GemmaConfig, ModelConfig, VisionConfig
-from pi05_model.foreign import Choices
+from pi05_model.interchange.foreign import Choices
 from pi05_model.normalize import Family, Method, NormStats
 from pi05_model.prompts import PolicyName
 

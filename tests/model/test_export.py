@@ -23,14 +23,14 @@ from safetensors.torch import load_file
 from pi05_model.action_tokens.fast import FastTokenizer
 from pi05_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pi05_model.config import PRESETS, ModelConfig
-from pi05_model.exporter import Target, export_checkpoint
-from pi05_model.foreign import OWN_CONFIG, Choices, read_foreign
-from pi05_model.importer import import_checkpoint
-from pi05_model.lerobot import config_json
-from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD
+from pi05_model.interchange.exporter import Target, export_checkpoint
+from pi05_model.interchange.foreign import OWN_CONFIG, Choices, read_foreign
+from pi05_model.interchange.importer import import_checkpoint
+from pi05_model.interchange.lerobot import config_json
+from pi05_model.interchange.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD
+from pi05_model.interchange.sizes import VARIANTS
 from pi05_model.normalize import Family, Method
 from pi05_model.prompts import PolicyName
-from pi05_model.sizes import VARIANTS
 from pi05_model.tokenizer import PolicyTokenizer
 
 ROUTES: list[tuple[PolicyName, Target]] = [

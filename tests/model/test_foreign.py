@@ -24,12 +24,12 @@ from torch import Tensor
 from pi05_model.build import build
 from pi05_model.checkpoint import CheckpointError, load_network
 from pi05_model.config import PRESETS
-from pi05_model.exporter import export_checkpoint
-from pi05_model.foreign import Choices, is_foreign, read_foreign
-from pi05_model.importer import import_checkpoint
-from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows
+from pi05_model.interchange.exporter import export_checkpoint
+from pi05_model.interchange.foreign import Choices, is_foreign, read_foreign
+from pi05_model.interchange.importer import import_checkpoint
+from pi05_model.interchange.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows
+from pi05_model.interchange.sizes import relative_entries
 from pi05_model.prompts import PolicyName
-from pi05_model.sizes import relative_entries
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -18,8 +18,8 @@ from foreign_rig import (
 from safetensors.torch import load_file, save_file
 
 from pi05_model.checkpoint import CheckpointError, load_checkpoint, load_network
-from pi05_model.foreign import read_foreign
-from pi05_model.importer import import_checkpoint
+from pi05_model.interchange.foreign import read_foreign
+from pi05_model.interchange.importer import import_checkpoint
 from pi05_model.prompts import PolicyName
 from pi05_model.tokenizer import PolicyTokenizer
 

@@ -20,11 +20,11 @@ from pi05_model.checkpoint import load_network
 from pi05_model.engine import Engine
 from pi05_model.flow import interpolate
 from pi05_model.flow_policy import FlowPolicy, time_embedding
-from pi05_model.foreign import Choices
 from pi05_model.images import resize_with_pad
-from pi05_model.importer import import_checkpoint
+from pi05_model.interchange.foreign import Choices
+from pi05_model.interchange.importer import import_checkpoint
+from pi05_model.interchange.names import LEROBOT_PREFIX, rows
 from pi05_model.masks import block_mask
-from pi05_model.names import LEROBOT_PREFIX, rows
 from pi05_model.pi0 import Pi0
 from pi05_model.pi05 import Pi05
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pi05_model.config import ModelConfig
-from pi05_model.names import rows, split_sizes
+from pi05_model.interchange.names import rows, split_sizes
 from pi05_ros.bench.own import OwnSide, make_network
 from pi05_ros.bench.peer_lerobot import memory, serve
 

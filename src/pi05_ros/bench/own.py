@@ -12,8 +12,8 @@ from pi05_model.checkpoint import load_network
 from pi05_model.config import ModelConfig
 from pi05_model.engine import Engine
 from pi05_model.flow_policy import FlowPolicy
-from pi05_model.foreign import Choices
-from pi05_model.importer import import_checkpoint
+from pi05_model.interchange.foreign import Choices
+from pi05_model.interchange.importer import import_checkpoint
 from pi05_model.layers import pack_for_cpu
 from pi05_ros.bench.peer_lerobot import memory, serve, timed
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from pi05_model.action_tokens import ActionTokenizer, ActionTokenizerError, load_action_tokenizer
 from pi05_model.build import build
 from pi05_model.checkpoint import ACTION_TOKENIZER, STATS, TOKENIZER, staging, write_parts
-from pi05_model.foreign import Choices, Foreign, read_foreign
-from pi05_model.names import rows
+from pi05_model.interchange.foreign import Choices, Foreign, read_foreign
+from pi05_model.interchange.names import rows
 from pi05_model.tokenizer import Tokenizer, load_tokenizer
 from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, is_finite, write_weights
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pi05_model.config import POLICIES, GemmaConfig, ModelConfig, VisionConfig
-from pi05_model.names import ADAPTIVE_NORM, EMBEDDING, EXPERT, TOWER, VLM
+from pi05_model.interchange.names import ADAPTIVE_NORM, EMBEDDING, EXPERT, TOWER, VLM
 from pi05_model.normalize import Family
 from pi05_model.prompts import PolicyName
 from pi05_model.weights import CheckpointError, TensorSpec

@@ -25,12 +25,12 @@ from pi05_model.checkpoint import (
     staging,
 )
 from pi05_model.config import ModelConfig
-from pi05_model.foreign import OWN_CONFIG
-from pi05_model.foreign_stats import openpi_arrays, read_project
-from pi05_model.lerobot import config_json, write_processors
-from pi05_model.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows, split_sizes
+from pi05_model.interchange.foreign import OWN_CONFIG
+from pi05_model.interchange.lerobot import config_json, write_processors
+from pi05_model.interchange.names import EMBEDDING, EXPERT_HEAD, LEROBOT_PREFIX, TEXT_HEAD, rows, split_sizes
+from pi05_model.interchange.sizes import variant_of
+from pi05_model.interchange.stats import openpi_arrays, read_project
 from pi05_model.normalize import NormStats
-from pi05_model.sizes import variant_of
 from pi05_model.weights import WEIGHTS, CheckpointError, TensorSpec, WeightFiles, is_finite, write_weights
 
 Target = Literal["lerobot", "openpi"]

@@ -15,10 +15,10 @@ import torch
 
 from pi05_model.checkpoint import FORMAT, STATS, read_description
 from pi05_model.config import ModelConfig
-from pi05_model.foreign_stats import find_openpi, read_lerobot, read_openpi, read_project
-from pi05_model.names import EMBEDDING, JOINT, LEROBOT_PREFIX, TEXT_HEAD, canonical, is_unread
+from pi05_model.interchange.names import EMBEDDING, JOINT, LEROBOT_PREFIX, TEXT_HEAD, canonical, is_unread
+from pi05_model.interchange.sizes import Derivation, derive, feature_dim
+from pi05_model.interchange.stats import find_openpi, read_lerobot, read_openpi, read_project
 from pi05_model.normalize import Family, Method, NormStats
-from pi05_model.sizes import Derivation, derive, feature_dim
 from pi05_model.weights import CheckpointError, WeightFiles, find_weights
 
 OWN_CONFIG = "pi05_ros.json"

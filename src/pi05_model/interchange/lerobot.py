@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from pi05_model.config import GemmaConfig, ModelConfig
-from pi05_model.foreign_stats import (
+from pi05_model.interchange.sizes import variant_of
+from pi05_model.interchange.stats import (
     FEATURES,
     KINDS,
     MODES,
@@ -22,7 +23,6 @@ from pi05_model.foreign_stats import (
     lerobot_arrays,
 )
 from pi05_model.normalize import LEROBOT_EPS, NormStats
-from pi05_model.sizes import variant_of
 
 TOKENIZER_NAME = "google/paligemma-3b-pt-224"
 ACTION_TOKENIZER_NAME = "lerobot/fast-action-tokenizer"
