@@ -116,6 +116,14 @@ def test_a_bag_without_a_task_needs_one(tmp_path: Path, capsys: pytest.CaptureFi
     assert open_dataset(tmp_path / "set")[0].task == "wipe"
 
 
+def test_a_task_that_is_withdrawn_ends_the_episode(tmp_path: Path) -> None:
+    script = Script(seconds=2)
+    events = [*script.events(CONTRACT), MAKE.text(topics.TASK, script.start_ns + NS, "")]
+    status, said = convert_events(tmp_path, sorted(events, key=lambda event: event.log_ns), task="clear the table")
+    assert status == 0 and said["without_task"] > 40 and not said["dropped"]
+    assert max(stamps(FolderDataset(tmp_path / "set"))) < script.start_ns + NS
+
+
 def test_another_task_is_another_episode(tmp_path: Path) -> None:
     script = Script(seconds=2)
     events = [*script.events(CONTRACT), MAKE.text(topics.TASK, script.start_ns + NS, "set the table")]
@@ -290,7 +298,7 @@ def test_bags_that_give_nothing_are_named_and_leave_nothing(tmp_path: Path, caps
     told = capsys.readouterr().out
     assert "broken.mcap: not an MCAP file" in told
     assert "no `state` or `joint_states`" in told
-    assert "no action_chunk was ever in force" in told
+    assert "nothing was ever commanded" in told
     assert "state lacks left_joint1" in told
     dataset = FolderDataset(tmp_path / "set")
     assert {run.episode for run in dataset.runs} == {good.name}

@@ -163,8 +163,6 @@ class _Parts:
         self._frames += 1
 
     def _begin(self, made: PartFrame) -> None:
-        if not made.task:
-            raise DatasetError(f"{self._job.bag}: does not say its task; give it with --task")
         number = len(self.staged) + 1
         self._name = self._job.name if number == 1 else f"{self._job.name}_part{number}"
         fps = self._job.settings.contract.rates.action_hz
@@ -369,6 +367,8 @@ def _why_nothing(about: dict[str, Any], source: Source) -> str:
     silent = [name for name, source in about["sources"].items() if not source["messages"]]
     reasons = [f"nothing from {', '.join(silent)}"] if silent else []
     if not about["frames"] and about["before_first_command"]:
-        reasons.append("no action_chunk was ever in force")
+        reasons.append("nothing was ever commanded (no action_chunk in force)")
+    if about["without_task"]:
+        reasons.append("it does not say its task; give it with --task")
     reasons += filter(None, [source.explain()])
     return "; ".join([*reasons, *reports.notes({**about, "error": ""})]) or "it is empty"

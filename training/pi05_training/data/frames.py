@@ -95,6 +95,7 @@ class FrameStats:
         frames: frames that were made.
         dropped: grid points inside the recording without a frame, by reason.
         before_first_command: grid points before anything was commanded.
+        without_task: grid points while there was no task, or it was withdrawn (an empty one).
         worst_skew_s: greatest distance between the stamps of two samples of one frame.
         clock_jumps: how often the clock ran backwards.
     """
@@ -103,6 +104,7 @@ class FrameStats:
     frames: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     before_first_command: int = 0
+    without_task: int = 0
     worst_skew_s: float = 0.0
     clock_jumps: int = 0
 
@@ -114,7 +116,7 @@ class FrameMaker:
         contract: the robot.
         cameras: those that the recording has, a subset of the contract's.
         commands: what was commanded.
-        task: task in force before the first message about it.
+        task: task in force before the first message about it. Without a task there is no frame.
         rules: how samples are taken, by source; the defaults are those of the live nodes.
     """
 
@@ -268,6 +270,10 @@ class FrameMaker:
             self._open = False
             return
         task = self._text("task", stamp_ns)
+        if not task:
+            self.stats.without_task += 1
+            self._open = False
+            return
         if not self._open or task != self._task:
             self._part, self._open, self._task, self._last = self._part + 1, True, task, None
         self._count(chosen, missing)

@@ -24,6 +24,8 @@ from pi05_training.data.episode import DatasetError
 FILE = "instructions.json"
 # Other names under which the file is found, in this order.
 _NAMES = (FILE, "instruction.json", "instruction_json.json")
+# Files of ours that lie beside it.
+_OURS = ("report.json", "norm_stats.json")
 _LONGEST_BYTES = 180
 _EMPTY = "%none"
 
@@ -149,7 +151,7 @@ def find_instructions(root: Path, given: Path | None = None) -> Instructions:
     for name in _NAMES:
         if (root / name).is_file():
             return read_instructions(root / name)
-    others = [path for path in sorted(root.glob("*.json")) if path.name != "report.json"]
+    others = [path for path in sorted(root.glob("*.json")) if path.name not in _OURS]
     return read_instructions(others[0]) if len(others) == 1 else Instructions()
 
 

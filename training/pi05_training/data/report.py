@@ -38,6 +38,7 @@ def describe(stats: FrameStats) -> dict[str, Any]:
         "frames": stats.frames,
         "dropped": dict(stats.dropped),
         "before_first_command": stats.before_first_command,
+        "without_task": stats.without_task,
         "worst_skew_s": stats.worst_skew_s,
         "clock_jumps": stats.clock_jumps,
         "loss": max(shares.values()),
@@ -95,6 +96,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         found.append(f"{report['short_parts']} stretches were too short for an episode")
     if report.get("clock_shift_s"):
         found.append(f"times of receipt are {report['clock_shift_s']:.1f} s ahead of the stamps; taken back")
+    if report.get("without_task"):
+        found.append(f"{report['without_task']} frames left out that had no task")
     found += [f"{count} messages refused: {reason}" for reason, count in report.get("refused", {}).items()]
     found += [f"{count} frames dropped: {reason}" for reason, count in report.get("dropped", {}).items()]
     for name, source in report.get("sources", {}).items():
