@@ -10,6 +10,7 @@ from mixture_rig import ARM, CONTRACT, TASK, D, H, picture, vector, write_arm, w
 from pi05_model.prompts import Box
 from pi05_training.data.episode import DatasetError
 from pi05_training.mixture.example import LOSSES
+from pi05_training.mixture.groups import hold_out
 from pi05_training.mixture.high_level import HighLevelSource
 from pi05_training.mixture.sources import RobotOptions, RobotSource
 
@@ -159,20 +160,13 @@ def test_what_is_wrong_with_every_sample_is_said_at_once(tmp_path: Path) -> None
         robot(tmp_path)
 
 
-def test_held_out_episodes_are_whole_and_belong_to_no_seed(tmp_path: Path) -> None:
+def test_held_out_episodes_are_whole(tmp_path: Path) -> None:
     source = robot(write_folder(tmp_path, ["ppq"] * 10))
-    kept, held = source.split(0.2)
-    assert held is not None and (kept.groups, held.groups) == (8, 2)
-    episodes = [
-        {int(float(part.labels(i)[0][0])) // 100 for i in range(len(part))}
-        for part in (kept, held)  # type: ignore[index]
-    ]
+    kept, held = source.split(hold_out([source.members], 0.2))
+    assert kept is not None and held is not None and (kept.groups, held.groups) == (8, 2)
+    episodes = [{int(part.labels(i)[0][0]) // 100 for i in range(len(part))} for part in (kept, held)]
     assert not episodes[0] & episodes[1] and len(episodes[0] | episodes[1]) == 10
-    assert len(kept) + len(held) == len(source)
-    again = robot(tmp_path).split(0.2)[1]
-    assert again is not None and (again.labels(0)[0] == held.labels(0)[0]).all()  # type: ignore[index]
-    one = robot(write_folder(tmp_path / "one", ["ppq"]))
-    assert one.split(0.2) == (one, None) and source.split(0.0) == (source, None)
+    assert len(kept) + len(held) == len(source) == 30
 
 
 def test_labelled_frames_say_boxes_and_subtask(tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ class HighLevelSource(RobotSource):
     def _keep_labelled(self) -> None:
         """Narrow every episode to its labelled frames; places count these, and an episode stays one group."""
         self._frames = np.array(sorted(self._labelled), np.int64)
-        starts, stops = np.searchsorted(self._frames, self._starts), np.searchsorted(self._frames, self._stops)
-        some = stops > starts
-        self._keep(starts[some], stops[some])
+        self._keep(self.members.narrowed(self._frames))
 
     def answers(self) -> set[str]:
         """Return what the planner is taught to say after the boxes."""

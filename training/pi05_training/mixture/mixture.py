@@ -19,6 +19,7 @@ from pi05_training.augment import Augmentation, Change
 from pi05_training.data.episode import DatasetError
 from pi05_training.mixture.boxes import fit_boxes, move_boxes
 from pi05_training.mixture.example import Example, Reading
+from pi05_training.mixture.groups import hold_out
 from pi05_training.mixture.report import DrawReport, SourceDraws
 from pi05_training.mixture.sampling import Draw, Schedule, hash_key
 from pi05_training.mixture.sources import Source
@@ -97,14 +98,19 @@ class Mixture:
         return self._finish(reading, draw, source.losses)
 
     def split(self, share: float) -> tuple["Mixture", "Mixture | None"]:
-        """Return the mixture without, and of, a held-out share of every source's episodes.
+        """Return the mixture without, and of, a held-out share of every source's episodes (`groups.hold_out`).
 
         What is held out is not augmented. A source of one episode holds nothing out.
+
+        Raises:
+            ValueError: the share is not in [0, 1).
         """
-        parts = [source.split(share) for source in self.sources]
-        kept = Mixture([part for part, _ in parts], self.seed, self.augmentation, self.size, self.left_out)
+        held_keys = hold_out([source.members for source in self.sources], share)
+        parts = [source.split(held_keys) for source in self.sources]
+        kept = [part for part, _ in parts if part is not None]
         held = [part for _, part in parts if part is not None]
-        return kept, Mixture(held, self.seed, None, self.size) if held else None
+        ours = Mixture(kept, self.seed, self.augmentation, self.size, self.left_out)
+        return ours, Mixture(held, self.seed, None, self.size) if held else None
 
     def drawn(self, batch_size: int, steps: int, start: int = 0) -> DrawReport:
         """Report what the steps start … start + steps - 1 draw of each source, against the weights.

@@ -145,7 +145,7 @@ def _feistel(
 ) -> NDArray[np.uint64]:
     left, right = values >> half, values & low
     for key in keys:
-        left, right = right, left ^ (_mix_array(right + key) & low)
+        left, right = right, left ^ (mix_array(right + key) & low)
     return (left << half) | right
 
 
@@ -157,7 +157,8 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _mix_array(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix_array(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return 64 well mixed bits of each number; different numbers stay different."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

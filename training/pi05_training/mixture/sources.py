@@ -1,7 +1,6 @@
 """Sources of a mixture: where examples come from and what can be learned from them.
 
-A source consists of groups (episodes of a robot, lines of a list), which are kept or held out as a whole, because
-neighbouring frames of an episode are nearly the same.
+A source consists of groups (episodes of a robot, lines of a list), which are kept or held out as a whole (`groups`).
 """
 
 import copy
@@ -22,11 +21,8 @@ from pi05_training.data.open import open_dataset
 from pi05_training.mixture.entries import Entries, Named, match_entries
 from pi05_training.mixture.episodes import Episode, answers_of, entry_names, episodes_of, frame_rate, says_subtasks
 from pi05_training.mixture.example import Mask, Reading
-from pi05_training.mixture.sampling import permuted
+from pi05_training.mixture.groups import Groups, Keys
 from pi05_training.samples import LabelledSample
-
-Numbers = NDArray[np.int64]
-_HOLDOUT_KEY = 20250422
 
 
 class Source(ABC):
@@ -36,11 +32,12 @@ class Source(ABC):
         name: such as "MM".
         weight: its share of the draws, relative to the other sources'.
         losses: of {"text", "fast", "flow"}.
+        members: its groups.
     """
 
-    def __init__(self, name: str, weight: float, losses: frozenset[str], starts: Numbers, stops: Numbers) -> None:
+    def __init__(self, name: str, weight: float, losses: frozenset[str], members: Groups) -> None:
         self.name, self.weight, self.losses = name, weight, losses
-        self._keep(starts, stops)
+        self._keep(members)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -48,7 +45,7 @@ class Source(ABC):
     @property
     def groups(self) -> int:
         """Number of episodes or lines."""
-        return len(self._starts)
+        return len(self.members)
 
     def read(self, index: int) -> Reading:
         """Return a sample.
@@ -67,22 +64,11 @@ class Source(ABC):
         """Return which entries [D] of the state and of the action the robot of a sample has; None: all."""
         return self._masks(self._place(index))
 
-    def split(self, share: float) -> tuple[Self, Self | None]:
-        """Return what is left and what is held out: a share of the groups, and at least one of two.
-
-        Which ones does not depend on the seed of a training, so that different runs are compared on the same.
-
-        Raises:
-            ValueError: the share is not in [0, 1).
-        """
-        if not 0 <= share < 1:
-            raise ValueError(f"a held-out share of {share} is not in [0, 1)")
-        count = max(1, round(share * self.groups)) if share and self.groups > 1 else 0
-        if not count:
-            return self, None
-        out = np.zeros(self.groups, bool)
-        out[permuted(np.arange(count), self.groups, _HOLDOUT_KEY)] = True
-        return self._only(~out), self._only(out)
+    def split(self, held: Keys) -> tuple[Self | None, Self | None]:
+        """Return what is left and what is held out, when the groups of some keys are; None for an empty part."""
+        out = np.isin(self.members.keys, held)
+        parts = [self._only(self.members.only(chosen)) if chosen.any() else None for chosen in (~out, out)]
+        return parts[0], parts[1]
 
     @abstractmethod
     def _read(self, place: int) -> Reading: ...
@@ -93,20 +79,20 @@ class Source(ABC):
     def _masks(self, place: int) -> tuple[Mask | None, Mask | None]:
         return None, None
 
-    def _only(self, chosen: Mask) -> Self:
+    def _only(self, members: Groups) -> Self:
         other = copy.copy(self)
-        other._keep(self._starts[chosen], self._stops[chosen])
+        other._keep(members)
         return other
 
-    def _keep(self, starts: Numbers, stops: Numbers) -> None:
-        self._starts, self._stops = starts, stops
-        self._ends = np.cumsum(stops - starts)
+    def _keep(self, members: Groups) -> None:
+        self.members = members
+        self._ends = np.cumsum(members.stops - members.starts)
 
     def _place(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: no sample {index}; it has {len(self)}")
         group = int(np.searchsorted(self._ends, index, side="right"))
-        return int(self._stops[group] - self._ends[group] + index)
+        return int(self.members.stops[group] - self._ends[group] + index)
 
 
 @dataclass(frozen=True)
@@ -180,12 +166,14 @@ class RobotSource(Source):
         self.folders = tuple(folders)
         self._known_cameras = {camera.model_key for camera in contract.cameras.values()}
         self._parts: list[Part] = []
-        kept: list[tuple[int, int]] = []
         for folder in folders:
-            part = self._open(folder)
-            self._parts.append(part)
-            kept += [(part.start + e.start, part.start + e.stop) for e in self._chosen(part.dataset)]
-        super().__init__(name, weight, losses, *(np.array([pair[k] for pair in kept], np.int64) for k in (0, 1)))
+            self._parts.append(self._open(folder))
+        episodes = (
+            (part.start + episode.start, part.start + episode.stop, part.path.resolve().name, episode.name)
+            for part in self._parts
+            for episode in self._chosen(part.dataset)
+        )
+        super().__init__(name, weight, losses, Groups.of_episodes(episodes))
         self._check()
 
     def _open(self, folder: Path) -> Part:

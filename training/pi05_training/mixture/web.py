@@ -19,7 +19,8 @@ from pi05_ros.contract import Contract
 from pi05_ros.messages import MessageError, decode_jpeg
 from pi05_training.data.episode import DatasetError
 from pi05_training.mixture.example import Reading
-from pi05_training.mixture.lines import BoxEntry, JsonLines, Line
+from pi05_training.mixture.groups import Groups
+from pi05_training.mixture.lines import BoxEntry, JsonLines
 from pi05_training.mixture.sources import Source, read_some
 
 SAMPLES = "samples.jsonl"
@@ -73,7 +74,7 @@ class WebSource(Source):
     def __init__(self, name: str, weight: float, folder: Path, camera: str) -> None:
         self.folder, self._camera = folder, camera
         self._lines = JsonLines(folder / SAMPLES, WebLine)
-        super().__init__(name, weight, frozenset({"text"}), *_every_line(self._lines))
+        super().__init__(name, weight, frozenset({"text"}), Groups.of_lines(len(self._lines), folder.resolve().name))
         for index in _spread(len(self._lines)):
             _find(folder, self._lines[index].image, self._lines.where(index))
         read_some(self)
@@ -109,7 +110,7 @@ class VerbalSource(Source):
         self._dim = contract.dim
         self._cameras = [camera.model_key for camera in contract.cameras.values()]
         self._lines = JsonLines(folder / SAMPLES, VerbalLine)
-        super().__init__(name, weight, frozenset({"text"}), *_every_line(self._lines))
+        super().__init__(name, weight, frozenset({"text"}), Groups.of_lines(len(self._lines), folder.resolve().name))
         for index in _spread(len(self._lines)):
             for file in self._lines[index].images.values():
                 _find(folder, file, self._lines.where(index))
@@ -135,10 +136,6 @@ class VerbalSource(Source):
 def _need_text(key: str, text: str) -> None:
     if not text.strip():
         raise ValueError(f"{key} is empty")
-
-
-def _every_line(lines: JsonLines[Line]) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(len(lines)), np.arange(1, len(lines) + 1)
 
 
 def _find(folder: Path, name: str, where: str) -> Path:
