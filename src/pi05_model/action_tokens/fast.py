@@ -74,6 +74,7 @@ class FastTokenizer:
         last = _last_listed(vocab) if max_token is None else max_token - self.min_token
         self._codes = _spellable(vocab, min(last, _LAST_CODE))
         self.vocab_size = max(vocab.values()) + 1
+        self._grammars: dict[tuple[int, int | None], ByteGrammar] = {}
 
     @property
     def max_token(self) -> int:
@@ -157,12 +158,15 @@ class FastTokenizer:
         return inverse_dct(quantised / self.scale).astype(np.float32)
 
     def grammar(self, horizon: int, dim: int, max_tokens: int | None = None) -> ByteGrammar:
-        """Return the rules for constrained decoding of one chunk.
+        """Return the rules for constrained decoding of one chunk; made once for each size.
 
         Raises:
             ActionTokenizerError: no chunk can be said in `max_tokens`.
         """
-        return ByteGrammar(self._vocabulary, horizon * dim, max_tokens)
+        key = (horizon * dim, max_tokens)
+        if key not in self._grammars:
+            self._grammars[key] = ByteGrammar(self._vocabulary, *key)
+        return self._grammars[key]
 
     def save(self, folder: Path | str) -> None:
         """Write the files of `physical-intelligence/fast`, and beside them what this project adds.
