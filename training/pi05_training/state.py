@@ -210,7 +210,7 @@ def load_state(
         stored = FileSystemReader(path).read_metadata().state_dict_metadata
     except Exception as error:  # unpickling damaged bytes may raise anything
         raise StateError(f"{path / '.metadata'} cannot be read: {error!r}") from error
-    kept = _moments(module, stored)
+    kept = _moments(module, optimizer, stored)
     wanted = {**_named(module, ema), **{_key(n, k): value for n, part in kept.items() for k, value in part.items()}}
     _require_same(path, wanted, stored)
     try:
@@ -249,21 +249,25 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | Non
     return {**_named(module, ema), **moments}
 
 
-def _moments(module: nn.Module, stored: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Return room for the optimizer state that is stored: parts like the parameter's, or scalars."""
+def _moments(
+    module: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]
+) -> dict[str, dict[str, Tensor]]:
+    """Return room for the optimizer state that is stored: parts like the parameter's, and counts of steps."""
     found: dict[str, dict[str, Tensor]] = {}
     parameters = named_parameters(module)
+    # One kernel for all (fused) counts steps where the weights are, the others on the CPU.
+    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for key, described in stored.items():
         section, _, rest = key.partition(".")
         moment, _, name = rest.partition(".")
         if section != "optimizer" or name not in parameters:
             continue
-        parameter = parameters[name].detach()
-        dtype = described.properties.dtype
-        whole = described.size == parameter.shape
-        device = parameter.device if parameter.ndim == 0 or whole else torch.device("cpu")
-        like = torch.zeros_like(parameter, dtype=dtype)
-        found.setdefault(name, {})[moment] = like if whole else torch.zeros(described.size, dtype=dtype, device=device)
+        parameter, dtype = parameters[name], described.properties.dtype
+        if described.size == parameter.shape:
+            room = torch.zeros_like(parameter.detach(), dtype=dtype)
+        else:
+            room = torch.zeros(described.size, dtype=dtype, device=parameter.device if parameter in fused else "cpu")
+        found.setdefault(name, {})[moment] = room
     return found
 
 
