@@ -3,7 +3,7 @@
 Shapes: B batch, N cameras, L text tokens, H steps of a chunk, A = max_action_dim.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Text:
         shapes = {name: tuple(getattr(self, name).shape) for name in ("tokens", "valid", "starts", "targets")}
         if len(set(shapes.values())) != 1 or self.tokens.ndim != 2:
             raise ValueError(f"a text needs four tensors of one shape [B, L], got {shapes}")
+
+    def trimmed(self) -> "Text":
+        """Return the same without the columns that are padding in every sample."""
+        used = int(self.valid.any(dim=0).sum())
+        return Text(*(x[:, :used] for x in (self.tokens, self.valid, self.starts, self.targets)))
 
     def to(self, device: torch.device | str) -> "Text":
         """Return a copy on `device`."""
@@ -136,6 +141,11 @@ class TrainBatch:
             "fast": self.expert.targets.sum(dim=1) if self.action_tokens else none,
             "flow": mask.sum(dim=(1, 2)).view(draws, batch).sum(dim=0),
         }
+
+    def trimmed(self) -> "TrainBatch":
+        """Return the same with texts no longer than they need to be: quicker, but no batch is like another in shape."""
+        planner = None if self.planner is None else self.planner.trimmed()
+        return replace(self, planner=planner, expert=self.expert.trimmed())
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """Return a copy on `device`."""

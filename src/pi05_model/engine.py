@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pi05_model.backbone import Backbone, Prefix
-from pi05_model.batch import ModelInput, Text
+from pi05_model.batch import ModelInput
 from pi05_model.decoding import Constraint, State, forced
 from pi05_model.flow import Solver, integrate
 from pi05_model.flow_policy import FlowPolicy, Step
@@ -159,10 +159,7 @@ class Engine:
         if images is not None:
             features = self.model.encode_images(images)
         assert features is not None
-        text = inputs.text
-        used = int(text.valid.any(dim=0).sum())
-        short = Text(text.tokens[:, :used], text.valid[:, :used], text.starts[:, :used], text.targets[:, :used])
-        prefix = self.model.embed_prefix(features, inputs.image_mask[:, seen], short)
+        prefix = self.model.embed_prefix(features, inputs.image_mask[:, seen], inputs.text.trimmed())
         return prefix, bool(prefix.valid.all()) and not bool(prefix.starts.any())
 
 

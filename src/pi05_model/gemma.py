@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pi05_model.attention import attend
 from pi05_model.config import GemmaConfig
 from pi05_model.layers import HeadLinear, Linear, PackedLinear, init_linear
 
@@ -181,20 +182,8 @@ class Attention(nn.Module):
         query, key, value = turned[:, : config.heads], turned[:, config.heads :], heads_BHTD[:, turning:]
         own = KeyValues(key, value)
         seen = own if past is None else past.append(own)
-        out_BHTD = self._attend(query, seen, mask_BTS)
+        out_BHTD = attend(query, seen.key, seen.value, mask_BTS)
         return self.out(out_BHTD.transpose(1, 2).flatten(2)), own
-
-    def _attend(self, query_BHTD: Tensor, seen: KeyValues, mask_BTS: Tensor | None) -> Tensor:
-        if mask_BTS is None and self.config.kv_heads == 1:
-            # All heads read the same keys: as rows of one head they take one pass over them instead of H.
-            rows_B1RD = query_BHTD.flatten(1, 2)[:, None]
-            return F.scaled_dot_product_attention(rows_B1RD, seen.key, seen.value).view_as(query_BHTD)
-        return F.scaled_dot_product_attention(
-            query_BHTD,
-            self._per_query_head(seen.key),
-            self._per_query_head(seen.value),
-            attn_mask=None if mask_BTS is None else mask_BTS[:, None],
-        )
 
     def keys_values(self, x_BTW: Tensor, rope: Rope) -> KeyValues:
         """Return keys and values alone, for a last layer whose output nobody reads."""
@@ -205,11 +194,6 @@ class Attention(nn.Module):
     def _split_heads(self, x_BTF: Tensor) -> Tensor:
         batch, length, features = x_BTF.shape
         return x_BTF.view(batch, length, features // self.config.head_dim, self.config.head_dim).transpose(1, 2)
-
-    def _per_query_head(self, x_BKSD: Tensor) -> Tensor:
-        groups = self.config.heads // self.config.kv_heads
-        batch, kv_heads, length, dim = x_BKSD.shape
-        return x_BKSD[:, :, None].expand(batch, kv_heads, groups, length, dim).flatten(1, 2)
 
 
 class GatedMLP(nn.Module):

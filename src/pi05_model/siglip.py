@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pi05_model.attention import attend
 from pi05_model.config import VisionConfig
 from pi05_model.layers import LayerNorm, Linear, PackedLinear, init_linear
 
@@ -51,7 +52,7 @@ class VisionBlock(nn.Module):
         batch, patches, width = x_BNW.shape
         qkv_BNCHD = self.qkv(x_BNW).view(batch, patches, 3, self.heads, width // self.heads)
         q_BHND, k_BHND, v_BHND = qkv_BNCHD.permute(2, 0, 3, 1, 4)
-        out_BHND = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+        out_BHND = attend(q_BHND, k_BHND, v_BHND)
         out: Tensor = self.out(out_BHND.transpose(1, 2).reshape(batch, patches, width))
         return out
 

@@ -133,14 +133,16 @@ class Portions(Dataset[Portion]):
     Args:
         mixture, collator: where examples come from and what they become.
         planner_every: steps between two that train the planner; 0 for never.
+        trim: leave out padding that no sample of a batch needs; without, all batches have one shape (torch.compile).
     """
 
-    def __init__(self, mixture: Mixture, collator: Collator, planner_every: int) -> None:
-        self._mixture, self._collator, self._every = mixture, collator, planner_every
+    def __init__(self, mixture: Mixture, collator: Collator, planner_every: int, trim: bool = True) -> None:
+        self._mixture, self._collator, self._every, self._trim = mixture, collator, planner_every, trim
 
     def __getitem__(self, work: Work) -> Portion:
         examples = [self._mixture.example(draw) for draw in work.draws]
         batch = self._collator(examples, planner=bool(self._every) and work.step % self._every == 0)
+        batch = batch.trimmed() if self._trim else batch
         return Portion(work, batch, torch.tensor([example.source for example in examples]))
 
 

@@ -161,7 +161,8 @@ class Trainer:
             parallel.rank,
             parallel.world,
         )
-        portions = Portions(prepared.mixture, prepared.collator, config.planner_every if prepared.mode.text else 0)
+        every = config.planner_every if prepared.mode.text else 0
+        portions = Portions(prepared.mixture, prepared.collator, every, trim=not config.compile)
         return load(portions, work, config.workers, config.prefetch)
 
     def _step(self, parts: Sequence[Portion], rate: float) -> Losses:
