@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pi05_model.normalize import load_norm_stats
 from pi05_model.transforms import relative_actions
 from pi05_ros.cli import main as pi05
-from pi05_ros.contract import load_contract
-from pi05_training.data.episode import DatasetError
-from pi05_training.data.lerobot import LeRobotDataset
+from pi05_ros.contract import Contract, load_contract
+from pi05_training.data.episode import DatasetError, EpisodeInfo, Frame
+from pi05_training.data.folder_writer import FolderWriter
+from pi05_training.data.lerobot import LeRobotDataset, LeRobotWriter
 from pi05_training.data.stats import (
     QUANTILE_ERROR,
     DatasetStats,
@@ -27,6 +28,7 @@ from pi05_training.data.stats import (
     dataset_stats,
 )
 from pi05_training.data.stats_command import compute
+from pi05_training.data.synthetic import numbered_image
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 columns = arrays(np.float32, st.integers(1, 200), elements=st.one_of(finite, st.sampled_from([0.0, -0.0, 1.0, -1.5])))
@@ -39,6 +41,7 @@ def sketch_of(*parts: NDArray[np.float32]) -> QuantileSketch:
     return sketch
 
 
+@settings(deadline=None)
 @given(columns, st.floats(0, 1))
 def test_quantiles_keep_their_bound(values: NDArray[np.float32], q: float) -> None:
     exact = np.sort(values.astype(np.float64))
@@ -49,6 +52,7 @@ def test_quantiles_keep_their_bound(values: NDArray[np.float32], q: float) -> No
     assert abs(sketch_of(values).quantile(q) - wanted) <= bound * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(columns, st.integers(0, 200), st.floats(0, 1))
 def test_merged_sketches_are_the_sketch_of_the_whole(values: NDArray[np.float32], cut: int, q: float) -> None:
     merged, other = sketch_of(values[:cut]), sketch_of(values[cut:])
@@ -61,7 +65,7 @@ rows = arrays(np.float64, st.tuples(st.integers(2, 60), st.just(3)), elements=st
 
 
 @given(rows, st.integers(0, 60), st.integers(0, 60))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_shards_give_the_statistics_of_the_whole(x: NDArray[np.float64], first: int, second: int) -> None:
     low, high = sorted((first, second))
     total, later = RunningStats(), RunningStats()
@@ -144,9 +148,6 @@ def test_long_episodes_are_cut_into_windows_without_a_seam() -> None:
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with the contract's 18 entries, of which only the first two move."""
-    from pi05_training.data.episode import EpisodeInfo, Frame
-    from pi05_training.data.lerobot import LeRobotWriter
-
     root = tmp_path_factory.mktemp("robot") / "d"
     contract = load_contract()
     writer = LeRobotWriter(root, dataclasses.replace(LAYOUT, names=contract.names, cameras=()))
@@ -199,3 +200,19 @@ def test_datasets_that_do_not_fit_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such folder"):
         compute([tmp_path / "nothing"], load_contract(), 50, (), 1)
     assert pi05(["stats", str(tmp_path / "arm")]) == 1
+
+
+def test_a_folder_dataset_brings_its_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = load_contract().model_dump()
+    small = Contract(**{**about, "vector": [about["vector"][0], about["vector"][-1]], "robot": "one_arm"})
+    writer = FolderWriter(tmp_path / "d", small)
+    episode = writer.episode(EpisodeInfo("bag_0", "t", "", 50))
+    blob = numbered_image(small, 0, 0)
+    for k in range(12):
+        episode.add(Frame(k * 20_000_000, {"front": blob}, np.full(7, k, np.float32), np.full(7, k, np.float32), "s"))
+    episode.close()
+    assert pi05(["stats", str(tmp_path / "d"), "--relative"]) == 0
+    found = load_norm_stats(tmp_path / "d/norm_stats.json")
+    assert found["state"].mean.tolist() == [5.5] * 7
+    assert found["actions"].min.tolist() == [0.0] * 7 and found["actions"].max.tolist() == [11.0] * 7
+    assert "base_wz" in capsys.readouterr().out

@@ -103,3 +103,10 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(data)
     with VideoReader(path) as reader, pytest.raises(DatasetError, match=r"a.mp4: no frame at 0.020 s"):
         reader.frame(1 / FPS)
+
+
+def test_what_cannot_be_encoded_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"\(63, 80\) px \(height, width\): 4:2:0 needs even numbers"):
+        VideoWriter(tmp_path / "a.mp4", FPS, (63, 80), VideoSettings())
+    with pytest.raises(DatasetError, match="video codec 'h266'"):
+        VideoWriter(tmp_path / "a.mp4", FPS, (64, 80), VideoSettings(codec="h266"))

@@ -11,6 +11,7 @@ import tyro
 from pi05_training.data.bag_labels import BagLabelStore
 from pi05_training.data.episode import DatasetError, SubtaskSpan
 from pi05_training.data.folder_labels import FolderLabels
+from pi05_training.data.folder_writer import DATASET
 from pi05_training.data.label import LabelStore, Spans, apply, describe, merge, rename, split, undo
 from pi05_training.data.lerobot_labels import LeRobotLabels
 from pi05_training.data.lerobot_meta import INFO
@@ -140,6 +141,8 @@ def open_labels(path: Path) -> LabelStore:
         return BagLabelStore(path)
     if not path.is_dir():
         raise DatasetError(f"{path}: no such folder; give a dataset or a bag")
+    if not (path / DATASET).exists() and not any(path.glob("**/run_*")):
+        raise DatasetError(f"{path}: neither a dataset nor a bag (a folder with metadata.yaml or an .mcap file)")
     return FolderLabels(path)
 
 

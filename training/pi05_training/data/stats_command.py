@@ -32,7 +32,7 @@ class StatsArguments:
         relative: joint targets relative to the state of the observation, for a policy that is trained so.
         horizon: rows of a chunk; 0 takes the contract's.
         jobs: processes; more than one pays off from an hour of recordings on. 0 takes one per core.
-        contract: what the robot is; by default the package's own.
+        contract: what the robot is; by default what the first dataset says, else the package's own.
     """
 
     datasets: tyro.conf.Positional[tuple[Path, ...]]
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(StatsArguments, prog="pi05 stats", args=None if argv is None else list(argv))
     if not arguments.datasets:
         raise DatasetError("give at least one dataset: pi05 stats DATASET…")
-    contract = load_contract(arguments.contract)
+    contract = load_contract(arguments.contract) if arguments.contract else contract_of(arguments.datasets[0])
     horizon = arguments.horizon or contract.rates.chunk_steps
     if horizon < 1:
         raise DatasetError(f"--horizon {horizon}: a chunk has at least one row")
@@ -83,6 +83,12 @@ def compute(
     if not total.state.count:
         raise DatasetError(f"{', '.join(map(str, datasets))}: no frames")
     return total
+
+
+def contract_of(path: Path) -> Contract:
+    """Return the contract that a dataset carries; the package's own for one that carries none."""
+    told: Contract | None = getattr(open_dataset(path), "contract", None)
+    return told or load_contract()
 
 
 def check_robot(path: Path, contract: Contract) -> None:
