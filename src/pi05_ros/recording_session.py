@@ -16,6 +16,7 @@ from pi05_ros.contract import Contract
 from pi05_ros.health import Health, Level, Status
 from pi05_ros.qos import offered
 from pi05_ros.recording import (
+    NS,
     BagRecording,
     RecordingError,
     nominal_rates,
@@ -27,6 +28,7 @@ from pi05_ros.recording_watch import TopicWatch, judge, missing_topics
 
 MB = 1_000_000
 INF = float("inf")
+START_S = 5.0  # a topic that never spoke is told so long after the episode began
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Session:
         self._latched: dict[str, bytes] = {}
         self._keeps = {topic for topic in resolved if offered(topic).latched}
         self._recording: BagRecording | None = None
+        self._begun_ns = 0
+        self._silent_by_right: set[str] = set()  # what the present episode does without
         self.last_bag = ""  # the newest bag that was kept
         self.ended = ""  # why the last episode ended by itself
 
@@ -123,6 +127,8 @@ class Session:
         told = self._told(notes) | {"started": _utc(), "started_ns": self._clock_ns()}
         self._recording = BagRecording(self._directory, self._resolved, self._contract, told, self._config.chunk_s)
         self.ended = ""
+        self._begun_ns = self._monotonic_ns()
+        self._silent_by_right = {topics.TASK} if told["task"] else set()
         for watch in self._watches.values():
             watch.begin()
         for topic, data in self._latched.items():  # said before the episode and still in force
@@ -199,10 +205,12 @@ class Session:
         now_ns = self._monotonic_ns()
         for topic, watch in self._watches.items():
             figures, wrong = watch.look(now_ns), ""
-            if self.open and topic in self._required:
+            if self.open and topic in self._required and topic not in self._silent_by_right:
                 steady = watch.nominal_hz is not None or topic == topics.ODOM
                 # Chunks pause when nobody acts, and a task is said once: only what flows steadily can fall silent.
                 wrong = judge(figures, watch.nominal_hz, self._config.silence_s if steady else INF)
+                if figures.age_s == INF and now_ns - self._begun_ns < START_S * NS:
+                    wrong = ""  # a graph that records from its start is still starting
             self._health.set(topic, wrong)
             yield Status(topic, Level.WARN if wrong else Level.OK, wrong or "ok", figures.values())
 

@@ -372,6 +372,19 @@ def test_rates_are_counted_in_stamps(tmp_path: Path) -> None:
     session.discard()
 
 
+def test_what_never_spoke_is_told_when_the_graph_has_had_time_to_start(tmp_path: Path) -> None:
+    clock = Clock()
+    session, health = make_session(tmp_path, clock, min_free_mb=0)
+    session.begin({"task": "wait"})
+    assert all(status.level == Level.OK for status in session.report())
+    clock.ns += 6 * 10**9
+    told = {status.part: status.message for status in session.report() if status.level == Level.WARN}
+    assert set(told) == set(required_topics(CONTRACT)) - {topics.TASK}  # the prompt is known from elsewhere
+    assert set(told.values()) == {"nothing has come yet"} and set(health.troubles) == set(told)
+    session.discard()
+    assert all(status.level == Level.OK for status in session.report())
+
+
 def test_stamps_off_the_clock_or_backwards_are_told(tmp_path: Path) -> None:
     clock = Clock()
     session, _ = make_session(tmp_path, clock, min_free_mb=0)
