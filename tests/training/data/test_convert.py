@@ -95,7 +95,9 @@ def test_subtasks_span_from_message_to_message(tmp_path: Path) -> None:
     convert_events(tmp_path, script.events(CONTRACT))
     dataset, order = in_order(tmp_path / "set")
     said = [(stamps(dataset)[index] - script.start_ns, dataset[index].subtask) for index in order]
-    assert [text for at, text in said] == ["" if at < NS else "pick" if at < 2 * NS else "put" for at, _ in said]
+    # A frame has the subtask that its action is for, and that is due one step later.
+    due = [at + STEP_NS for at, _ in said]
+    assert [text for _, text in said] == ["" if at < NS else "pick" if at < 2 * NS else "put" for at in due]
 
 
 @pytest.mark.parametrize("topic", [None, topics.SUBTASK])

@@ -282,7 +282,7 @@ class FrameMaker:
             images=images,
             state=state.astype(np.float32),
             action=action.astype(np.float32),
-            subtask=self._text("subtask", stamp_ns),
+            subtask=self._text("subtask", due_ns),  # what the action is for, even in the frame in which it changes
         )
         self.stats.frames += 1
         yield PartFrame(self._part, task, frame)
