@@ -77,7 +77,7 @@ def follow(grammar: Grammar, tokens: list[int]) -> None:
     assert grammar.complete(state)
 
 
-def byte_tokenizer(*texts: str, scale: float = 10.0, min_token: int = 0) -> FastTokenizer:
+def byte_tokenizer(*texts: str, min_token: int = 0, max_token: int | None = None) -> FastTokenizer:
     """Return a FAST tokenizer whose tokens are all bytes, and merges that build `texts` from left to right."""
     symbols = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     vocab = {symbol: i for i, symbol in enumerate(sorted(symbols))}
@@ -91,7 +91,7 @@ def byte_tokenizer(*texts: str, scale: float = 10.0, min_token: int = 0) -> Fast
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=list(dict.fromkeys(merges))))
     backend.pre_tokenizer = split
     backend.decoder = tokenizers.decoders.ByteLevel()
-    return FastTokenizer(backend, scale, min_token)
+    return FastTokenizer(backend, 10.0, min_token, max_token)
 
 
 @pytest.fixture(scope="module")
@@ -228,16 +228,18 @@ def test_half_a_character_is_invalid_utf8() -> None:
         tokenizer.decode([ids[1:] + ids[:1]], 2, 1)
 
 
-def test_character_past_the_range_is_malformed() -> None:
-    chunks = smooth(100)
-    tokenizer = FastTokenizer.fit(chunks, vocab_size=400)
-    wider = FastTokenizer.fit(10 * chunks, vocab_size=400)
-    assert wider.max_token > 2 * tokenizer.max_token
-    backend = byte_tokenizer(min_token=0)
-    quantised = np.zeros((1, H, D))
-    quantised[0, 0, 0] = 2000
-    ids = backend.encode(inverse_dct(quantised / 10.0))
-    assert backend.decode(ids, H, D).shape == (1, H, D)
+def test_coefficient_past_the_range_is_malformed() -> None:
+    wide, narrow = byte_tokenizer(), byte_tokenizer(max_token=100)
+    quantised = np.full((1, 2, 1), 50.0)
+    quantised[0, 1, 0] = 2000
+    (ids,) = wide.encode(inverse_dct(quantised / 10.0))
+    np.testing.assert_allclose(wide.decode([ids], 2, 1), inverse_dct(quantised / 10.0), rtol=1e-6)
+    with pytest.raises(MalformedActionsError, match=r"row 0: coefficient 2000 is out of range \(at most 100\)"):
+        narrow.decode([ids], 2, 1)
+    grammar = narrow.grammar(2, 1)
+    state = grammar.advance(grammar.start, ids[0])
+    assert not grammar.allowed(state)[ids[1]] and wide.grammar(2, 1).allowed(state)[ids[1]]
+    assert int(grammar.allowed(state).sum()) == 101
 
 
 # Files
@@ -385,17 +387,18 @@ def test_real_encodings_are_allowed(name: str, request: pytest.FixtureRequest) -
 
 
 def test_walks_through_characters_of_one_to_three_bytes() -> None:
-    """Zero is character 2000; the range reaches from one byte to three, and tokens end within characters."""
-    tokenizer = byte_tokenizer("ab", "\u07d0\u07d0", "\u07d0\u0801"[:2], "\u0800x", min_token=-2000)
+    """Zero is character 2000 (two bytes); from 2048 on they take three. Some tokens end within a character."""
+    tokenizer = byte_tokenizer("ab", "\u07d0\u07d0", "x\u0800", min_token=-2000, max_token=3000)
     grammar, rng = tokenizer.grammar(3, 2), np.random.default_rng(1)
-    seen: set[int] = set()
-    for _ in range(300):
-        tokens = walk(grammar, rng)
-        (chunk,) = tokenizer.decode([tokens], 3, 2)
-        assert np.isfinite(chunk).all()
-        seen.update(tokens)
-    lead_of_three = {i for i in range(256) if grammar.allowed(grammar.start)[i] and not grammar.complete(grammar.start)}
-    assert len(seen) > 150 and lead_of_three & seen
+    walks = [walk(grammar, rng) for _ in range(300)]
+    decoded = dct(tokenizer.decode(walks, 3, 2).astype(np.float64)) * tokenizer.scale
+    characters = np.rint(decoded).astype(int) + 2000
+    np.testing.assert_allclose(decoded + 2000, characters, atol=1e-2)
+    for low, high in ((0, 128), (128, 2048), (2048, 5001)):
+        assert ((low <= characters) & (characters < high)).any()
+    assert characters.min() >= 0 and characters.max() <= 5000
+    within = {i for tokens in walks for i in tokens if i >= 256}  # merged tokens
+    assert len(within) >= 4
 
 
 def test_grammar_follows_bytes_within_a_character() -> None:
@@ -423,15 +426,20 @@ def test_a_budget_of_tokens_is_always_enough(name: str, request: pytest.FixtureR
         tokenizer.grammar(H, D, max_tokens=shortest - 1)
 
 
-def test_no_sequence_is_shorter_than_needed() -> None:
-    """Against every sequence of a vocabulary small enough to try them all."""
-    tokenizer = byte_tokenizer("aaa", "aaaa")
-    grammar = tokenizer.grammar(7, 1)
-    needed = grammar.needed(b"")
-    a = tokenizer.encode(inverse_dct(np.full((1, 1, 1), 97 / 10.0)))[0][0]
-    # 7 = 4 + 3; 6 = 3 + 3 (or 4 + 2); 5 = 4 + 1 (or 3 + 2); "aa" is a token on the way to "aaa".
-    assert needed[:8].tolist() == [0, 1, 1, 1, 1, 2, 2, 2]
-    assert grammar.allowed(grammar.start)[a]
+@pytest.mark.parametrize("max_token", [127, 200])
+def test_needed_is_the_fewest_of_all_sequences(max_token: int) -> None:
+    """Against a search through all sequences, breadth first."""
+    length = 7
+    grammar = byte_tokenizer("aaa", "aaaa", "bbbbbb", max_token=max_token).grammar(length, 1)
+    seen, wave = {grammar.start: 0}, [grammar.start]
+    while wave:
+        after = [grammar.advance(state, int(i)) for state in wave for i in np.flatnonzero(grammar.allowed(state))]
+        fewest = 1 + seen[wave[0]]
+        wave = [state for state in dict.fromkeys(after) if state not in seen]
+        seen |= dict.fromkeys(wave, fewest)
+    reached = {state.characters: count for state, count in seen.items() if not state.pending}
+    assert [reached[i] for i in range(length + 1)] == grammar.needed(b"").tolist()
+    assert grammar.needed(b"").tolist() == [0, 1, 1, 1, 1, 1, 1, 2]
 
 
 def test_fixed_grammars_refuse(fsq: FsqTokenizer) -> None:
