@@ -128,6 +128,7 @@ def test_synthetic_sets_are_true_of_their_pictures(tmp_path: Path) -> None:
     for index in range(20):
         reading = mixture.sources[2].read(index)
         assert reading.answer is not None
+        assert reading.state is not None and float(reading.state[0]) in (0.0, 1.0, 2.0, 3.0)
         _, x_min, _, x_max = colours_in(reading.images["base_0_rgb"])[reading.answer.split()[3]]
         assert f"with the {'left' if x_min + x_max < 1 else 'right'} arm" in reading.answer
 

@@ -19,15 +19,18 @@ import tyro
 import yaml
 
 from pi05_model.observation import Image
+from pi05_ros.contract import load_contract
 from pi05_ros.messages import encode_jpeg
 from pi05_ros.sim.tasks import COLOURS, SHAPES, Subtask
 from pi05_training.data.episode import DatasetError
+from pi05_training.data.open import open_dataset
 from pi05_training.mixture.web import SAMPLES
 
 _RGB = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 200), "yellow": (220, 200, 50)}
 # Half width and half height of each kind as it is drawn, as a fraction of the picture.
 _EXTENT = {"cube": (0.09, 0.09), "cylinder": (0.07, 0.12), "block": (0.14, 0.07)}
 _REQUESTS = ("hand me the {}", "now the {} please", "get the {}", "take the {} next", "could you grab the {}")
+_STATES = 64
 _NUMBERS = ("no", "one", "two")
 _VERBAL_CAMERA = "base_0_rgb"
 
@@ -38,7 +41,7 @@ class SyntheticArguments:
 
     Attributes:
         out: folder to write; new or empty.
-        robot: dataset that mixture.yaml takes beside them.
+        robot: dataset that mixture.yaml takes beside them; verbal instructions are said in its states.
         web: pictures with questions.
         verbal: verbal instructions.
         size: edge of a picture [px].
@@ -84,9 +87,10 @@ def write_sets(arguments: SyntheticArguments) -> Path:
     if min(arguments.web, arguments.verbal, arguments.size) < 1:
         raise DatasetError("web, verbal and size must be at least 1")
     rng = np.random.default_rng(arguments.seed)
+    states = _states(arguments.robot)
     web = (_web_line(objects, rng) for objects in _scenes(rng, arguments.web))
     _write(out / "web", web, arguments.size, rng)
-    verbal = (_verbal_line(objects, rng) for objects in _scenes(rng, arguments.verbal))
+    verbal = (_verbal_line(objects, rng, states) for objects in _scenes(rng, arguments.verbal))
     _write(out / "verbal", verbal, arguments.size, rng)
     sources: list[dict[str, Any]] = [
         {"name": "WD", "data": "web", "weight": 1.0},
@@ -126,11 +130,25 @@ def _web_line(objects: list[_Object], rng: np.random.Generator) -> tuple[dict[st
     return lines[int(rng.integers(len(lines)))], objects
 
 
-def _verbal_line(objects: list[_Object], rng: np.random.Generator) -> tuple[dict[str, Any], list[_Object]]:
+def _verbal_line(
+    objects: list[_Object], rng: np.random.Generator, states: list[list[float]]
+) -> tuple[dict[str, Any], list[_Object]]:
     chosen = objects[int(rng.integers(len(objects)))]
     side = "left" if chosen.x < 0.5 else "right"
     task = str(rng.choice(_REQUESTS)).format(chosen.name)
-    return {"task": task, "subtask": Subtask("pick", chosen.name, side).text}, objects
+    line: dict[str, Any] = {"task": task, "subtask": Subtask("pick", chosen.name, side).text}
+    if states:
+        line["state"] = states[int(rng.integers(len(states)))]
+    return line, objects
+
+
+def _states(robot: Path | None) -> list[list[float]]:
+    """Return some states of the robot's data, so that an instruction's prompt has the form that it has on the robot."""
+    if robot is None:
+        return []
+    dataset, dim = open_dataset(robot), load_contract().dim
+    found = [dataset.labels(k * len(dataset) // _STATES)[0] for k in range(_STATES)]
+    return [[round(float(x), 4) for x in state] for state in found if len(state) == dim]
 
 
 def _write(
