@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import IO
 
 import psutil
-import yaml
+from rosbags.highlevel import AnyReader
 
-from pi05_ros.bagfile import METADATA
 from pi05_ros.bench.figures import Figure
 from pi05_ros.graph import GraphArguments
+from pi05_ros.recording_watch import header_stamp_ns
 from pi05_ros.up import environment
 
 STARTUP_S = 60.0
+WARM_UP_S = 1.0  # of the source; what it says meanwhile is in the bag and does not count
 SETTLE_S = 1.0  # what was published last reaches the recorder
 
 
@@ -79,7 +80,13 @@ def record_figures(seconds: float = 60.0, camera_hz: float = 50.0, joints_hz: fl
         Figure("recorder: messages lost", cost.lost, f"of {sum(cost.published.values())}", "< 1", how),
         Figure("recorder: processor", cost.cpu_s / cost.seconds, "cores", "< 1", how),
         Figure("recorder: memory (RSS)", cost.memory_mb, "MB", "", how),
-        Figure("recorder: written", cost.bag_mb / cost.seconds, "MB/s", "", "zstd chunks, synced every second"),
+        Figure(
+            "recorder: written",
+            cost.bag_mb / (cost.seconds + WARM_UP_S),
+            "MB/s",
+            "",
+            "zstd chunks, synced every second",
+        ),
     ]
 
 
@@ -91,7 +98,16 @@ def measure(seconds: float, camera_hz: float, joints_hz: float) -> RecordCost:
     """
     env = {**environment(GraphArguments()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     env.setdefault("ROS_DOMAIN_ID", str(os.getpid() % 100 + 1))
-    rates = ["--seconds", str(seconds), "--camera-hz", str(camera_hz), "--joints-hz", str(joints_hz)]
+    rates = [
+        "--seconds",
+        str(seconds),
+        "--warm-up",
+        str(WARM_UP_S),
+        "--camera-hz",
+        str(camera_hz),
+        "--joints-hz",
+        str(joints_hz),
+    ]
     with tempfile.TemporaryDirectory(prefix="pi05_bench_") as folder:
         parameters = ["-p", f"directory:={folder}", "-p", "record_on_activate:=true", "-p", "min_free_mb:=0"]
         recorder = _start("recorder_node", ["--ros-args", "--log-level", "error", *parameters], env)
@@ -108,9 +124,11 @@ def measure(seconds: float, camera_hz: float, joints_hz: float) -> RecordCost:
             for process in (recorder, source):
                 process.kill()
                 process.wait()
-        image_bytes = int(told.pop("image_bytes"))
+        image_bytes, begin_ns = int(told.pop("image_bytes")), int(told.pop("begin_ns"))
         [bag] = Path(folder).iterdir()
-        return RecordCost(told, _recorded(bag), seconds, cpu_s, memory_mb, _size_mb(bag), image_bytes)
+        return RecordCost(
+            told, _recorded(bag, set(told), begin_ns), seconds, cpu_s, memory_mb, _size_mb(bag), image_bytes
+        )
 
 
 def _start(module: str, arguments: list[str], env: dict[str, str]) -> "subprocess.Popen[str]":
@@ -128,12 +146,17 @@ def _await_bag(folder: Path, recorder: "subprocess.Popen[str]") -> None:
 
 def _watch(recorder: psutil.Process, source: "subprocess.Popen[str]") -> tuple[float, float]:
     """Wait until everything was published; return the recorder's processor time [s] and memory [MB]."""
+    _expect(source, "begin")
     before = sum(recorder.cpu_times()[:2])
-    line = _output(source).readline().strip()
+    _expect(source, "done")
     cpu_s = sum(recorder.cpu_times()[:2]) - before
-    if line != "done":
-        raise BenchError(f"the source of messages ended early: {line or 'no output'}")
     return cpu_s, recorder.memory_info().rss / 1e6
+
+
+def _expect(source: "subprocess.Popen[str]", word: str) -> None:
+    line = _output(source).readline().strip()
+    if line != word:
+        raise BenchError(f"the source of messages ended early: {line or 'no output'}")
 
 
 def _rest(source: "subprocess.Popen[str]") -> str:
@@ -145,10 +168,14 @@ def _output(process: "subprocess.Popen[str]") -> IO[str]:
     return process.stdout
 
 
-def _recorded(bag: Path) -> dict[str, int]:
-    told = yaml.safe_load((bag / METADATA).read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
-    entries = told["topics_with_message_count"]
-    return {entry["topic_metadata"]["name"].lstrip("/"): int(entry["message_count"]) for entry in entries}
+def _recorded(bag: Path, topics: set[str], begin_ns: int) -> dict[str, int]:
+    """Count the messages of a bag that were stamped since a time, by topic."""
+    counts = dict.fromkeys(topics, 0)
+    with AnyReader([bag]) as reader:
+        wanted = [connection for connection in reader.connections if connection.topic.lstrip("/") in topics]
+        for connection, _, data in reader.messages(wanted):
+            counts[connection.topic.lstrip("/")] += header_stamp_ns(data) >= begin_ns
+    return counts
 
 
 def _size_mb(bag: Path) -> float:

@@ -34,11 +34,13 @@ class SourceArguments:
 
     Attributes:
         seconds: for how long.
+        warm_up: for how long before that, uncounted.
         camera_hz: rate of each camera.
         joints_hz: rate of the joint states.
     """
 
     seconds: float = 60.0
+    warm_up: float = 1.0
     camera_hz: float = 50.0
     joints_hz: float = 200.0
 
@@ -56,7 +58,7 @@ def jpegs(contract: Contract) -> list[bytes]:
 
 
 def speak(arguments: SourceArguments, contract: Contract) -> dict[str, int]:
-    """Publish for the given time; return how many messages were published, by topic.
+    """Publish for the given time; return how many messages were published, by topic, and from when on they count.
 
     Raises:
         TimeoutError: somebody listens to too little; names the topics.
@@ -82,21 +84,29 @@ def speak(arguments: SourceArguments, contract: Contract) -> dict[str, int]:
         publishers[topic].publish(bytes(serialize_message(message)))
         counts[topic] += 1
 
-    begin = time.monotonic()
-    total = [round(arguments.seconds * rate) for rate in (arguments.camera_hz, arguments.joints_hz)]
-    done = [0, 0]
-    while done != total:
-        now = time.monotonic() - begin
-        if done[0] < total[0] and now * arguments.camera_hz >= done[0]:
-            for index, topic in enumerate(cameras):
-                message = images[(done[0] + index * FRAMES // len(cameras)) % FRAMES]
-                say(topic, message, message.header.stamp)
-            done[0] += 1
-        elif done[1] < total[1] and now * arguments.joints_hz >= done[1]:
-            say(topics.JOINT_STATES, joints, joints.header.stamp)
-            done[1] += 1
-        else:
-            time.sleep(2e-4)
+    def play(seconds: float) -> None:
+        total = [round(seconds * rate) for rate in (arguments.camera_hz, arguments.joints_hz)]
+        begin, done = time.monotonic(), [0, 0]
+        while done != total:
+            now = time.monotonic() - begin
+            if done[0] < total[0] and now * arguments.camera_hz >= done[0]:
+                for index, topic in enumerate(cameras):
+                    message = images[(done[0] + index * FRAMES // len(cameras)) % FRAMES]
+                    say(topic, message, message.header.stamp)
+                done[0] += 1
+            elif done[1] < total[1] and now * arguments.joints_hz >= done[1]:
+                say(topics.JOINT_STATES, joints, joints.header.stamp)
+                done[1] += 1
+            else:
+                time.sleep(2e-4)
+
+    # A writer that knows its reader may still be unknown to it; what is said meanwhile does not count.
+    play(arguments.warm_up)
+    counts.update(dict.fromkeys(counts, 0))
+    begin_ns = time.time_ns()
+    print("begin", flush=True)
+    play(arguments.seconds)
+    counts["begin_ns"] = begin_ns
     counts["image_bytes"] = round(float(np.mean([len(image.data) for image in images])))
     _await_end(publishers[topics.JOINT_STATES].get_subscription_count)
     node.destroy_node()
