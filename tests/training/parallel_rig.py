@@ -26,6 +26,7 @@ from pi05_model.flow_policy import FlowPolicy, combine
 from pi05_training.lora import add_lora
 from pi05_training.optim import Ema, adamw
 from pi05_training.parallel import (
+    BranchError,
     Kind,
     Parallel,
     assemble,
@@ -265,6 +266,11 @@ def job_cases(folder: Path) -> None:
                 whole = assemble(parallel, run.module, run.ema.values)
                 if whole is not None:
                     torch.save(result | {"after": after, "whole": whole.state_dict()}, folder / f"{name}-{kind}.pt")
+        run = Run(CASES["hierarchical"], parallel)
+        try:
+            run.module(dataclasses.replace(run.batch, action_tokens=parallel.rank == 1))
+        except BranchError as error:
+            (folder / f"branches{parallel.rank}.txt").write_text(str(error))
 
 
 def job_states(folder: Path) -> None:

@@ -75,6 +75,12 @@ def test_the_assembled_network_is_plain_and_computes_the_same(two: Path, name: s
     torch.testing.assert_close(plain(batch, **arguments), model(batch, **arguments), atol=1e-3, rtol=1e-5)
 
 
+def test_processes_that_would_run_different_parts_are_told(two: Path) -> None:
+    for rank, value in ((0, False), (1, True)):
+        told = (two / f"branches{rank}.txt").read_text()
+        assert told.startswith(f"process {rank} of 2: action_tokens is {value}, but not in all processes")
+
+
 def test_each_process_holds_what_the_plan_says(two: Path) -> None:
     for kind, name in PAIRS:
         held = torch.load(two / f"{name}-{kind}.pt")["held"]

@@ -5,7 +5,7 @@ counts of all processes, so gradients are added up, never averaged: any number o
 process has with the whole batch, however its rows are shared out.
 
 Every process must take the same branches of the network in the same step (planner or not, action tokens or not, flow
-or not): under FSDP each branch is a series of collective operations.
+or not): under FSDP each branch is a series of collective operations, and `BranchError` tells of a difference.
 """
 
 import os
@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from pi05_training.parallel.branches import check_branches
 from pi05_training.parallel.sharding import local, replicate, shard
 
 Kind = Literal["none", "ddp", "fsdp"]
@@ -96,6 +97,7 @@ class Parallel:
                 rounds the layers' plain norms, too; gradients, masters and optimizer stay float32.
         """
         if self.kind == "fsdp":
+            check_branches(model)
             mesh = init_device_mesh(self.device.type, (self.world,))
             return shard(model, mesh, self.device, gather)
         model = model.to(self.device)
