@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -254,6 +255,28 @@ def test_staged_episodes_are_committed_in_the_order_wanted(tmp_path: Path) -> No
     for folder in reversed(staged):
         writer.commit(folder)
     assert writer.episodes() == ["bag_0", "bag_1"]
+
+
+def test_no_name_leads_out_of_the_staging_folder(root: Path) -> None:
+    writer = LeRobotWriter(root, LAYOUT)
+    for name in ("..", ".", "../meta", "a/b", "ünï code"):
+        episode = writer.episode(EpisodeInfo(name, "tidy up", "", FPS))
+        episode.add(make_frame(0, 0))
+        episode.close()
+    assert [row.name for row in LeRobotDataset(root).episodes][2:] == ["..", ".", "../meta", "a/b", "ünï code"]
+    assert not (root / ".staging").exists() and len(LeRobotDataset(root)) == 66
+
+
+def test_remains_of_a_finished_commit_are_cleared(root: Path) -> None:
+    writer = LeRobotWriter(root, LAYOUT)
+    episode = writer.episode(EpisodeInfo("bag_2", "tidy up", "", FPS))
+    episode.add(make_frame(2, 0))
+    staged = episode.stage()
+    shutil.copytree(staged, tmp := root.with_name("copy"))
+    writer.commit(staged)
+    shutil.move(tmp, staged)  # as if the process had died before it removed the folder
+    write_episode(writer, 3)
+    assert not (root / ".staging").exists()
 
 
 def read_image(dataset: LeRobotDataset) -> bytes:

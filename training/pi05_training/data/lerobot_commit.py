@@ -97,13 +97,18 @@ def commit(root: Path, empty: Info, record: np.dtype[Any], video: VideoSettings,
         start_stamp_ns=about["start_stamp_ns"],
         videos=videos,
     )
-    stats = {key: vector_stats(rows.values(key, 0, len(frames))) for key in rows.numeric() if key != SUBTASK_INDEX}
-    stats |= about["image_stats"]
+    _count(root, info, row, {**rows.stats(), **about["image_stats"]}, len(tasks), video)
+
+
+def _count(
+    root: Path, info: Info, row: Episode, stats: dict[str, FeatureStats], tasks: int, video: VideoSettings
+) -> None:
+    """Write what makes an episode count: its row, the statistics, and last of all info.json."""
     merged = merge_stats([*_stats_so_far(root, info), stats])
     _add_episode(root, row, stats)
     with replacing(root / STATS) as path:
         path.write_text(json.dumps(merged, indent=1) + "\n", "utf-8")
-    save_info(root, _grown(root, info, row, len(tasks), video))
+    save_info(root, _grown(root, info, row, tasks, video))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,11 @@ class _Rows:
         }
         made: Array = np.asarray(makers[key]())
         return made
+
+    def stats(self) -> dict[str, FeatureStats]:
+        # Not of the numbers of subtasks, which `pi05 label` changes.
+        keys = [key for key in self.numeric() if key != SUBTASK_INDEX]
+        return {key: vector_stats(self.values(key, 0, len(self.frames))) for key in keys}
 
     def tables(self) -> Iterator[pa.Table]:
         local = np.asarray(self.frames["subtask"])

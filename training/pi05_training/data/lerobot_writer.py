@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import cv2
 import numpy as np
@@ -156,8 +156,16 @@ class LeRobotWriter:
         with locked(self.root):
             commit(self.root, self.layout.info(), self.layout.record(), self.layout.video, staged)
             shutil.rmtree(staged)
+            self._clear(staged.parent)
             with contextlib.suppress(OSError):  # others may still be staging
                 staged.parent.rmdir()
+
+    def _clear(self, staging: Path) -> None:
+        """Remove what is staged of episodes that are there: remains of a process that died after its commit."""
+        there = set(self.episodes())
+        for folder in staging.iterdir():
+            if unquote(folder.name) in there and (folder / "episode.json").exists():
+                shutil.rmtree(folder)
 
 
 class LeRobotEpisode:
@@ -165,7 +173,8 @@ class LeRobotEpisode:
 
     def __init__(self, writer: LeRobotWriter, info: EpisodeInfo) -> None:
         self._writer, self._info, self._layout = writer, info, writer.layout
-        self._folder = writer.root / STAGING / quote(info.name, safe="")
+        # Without dots: ".." is a name, too, and must not lead anywhere.
+        self._folder = writer.root / STAGING / quote(info.name, safe="").replace(".", "%2E")
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was killed
         with locked(writer.root):  # a commit elsewhere may be about to remove the empty parent
             self._folder.mkdir(parents=True)
