@@ -223,7 +223,7 @@ class FolderEpisode:
 
     def __init__(self, writer: FolderWriter, info: EpisodeInfo) -> None:
         self._writer, self._info = writer, info
-        self._folder = writer.root / STAGING / quote(info.name, safe="")
+        self._folder = writer.root / STAGING / quote(info.name, safe="").replace(".", "%2E")  # ".." is a name, too
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was killed
         self._folder.mkdir(parents=True)
         self._run: _Run | None = None
