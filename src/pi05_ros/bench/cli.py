@@ -11,6 +11,7 @@ BENCHMARKS = {
         "pi05_ros.bench.stack:main", "Chunk, planner, simulator, memory and torque loop of the whole stack."
     ),
     "data": Command("pi05_training.bench_data:main", "Recording, conversion of bags, and reading of samples."),
+    "train": Command("pi05_training.bench_train:main", "Training steps, data wait, memory; FSDP's memory plan."),
     "model": Command("pi05_ros.bench.model:main", "Speed and memory of the network, beside lerobot's if it is there."),
 }
 

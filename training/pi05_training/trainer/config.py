@@ -26,6 +26,8 @@ class TrainConfig:
     """Optimizer steps."""
     preset: str = "pi05_tiny"
     """Network to start from random weights (pi05_model.config.PRESETS)."""
+    cameras: tuple[str, ...] = ()
+    """Model keys of the cameras of a new network, for a robot with fewer; by default the preset's."""
     init: Path | None = None
     """Checkpoint to start from, with its statistics and tokenizers; None starts from random weights."""
     fresh_expert: bool = False

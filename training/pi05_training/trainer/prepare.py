@@ -177,10 +177,18 @@ def _configure(config: TrainConfig, contract: Contract, loaded: Checkpoint | Non
         return dataclasses.replace(loaded.config, insulate=config.insulate)
     if config.preset not in PRESETS:
         raise TrainingError(f"unknown preset {config.preset!r}; presets: {', '.join(PRESETS)}")
-    relative = tuple(int(i) for i in contract.position_index) if config.relative else ()
     preset = PRESETS[config.preset]
+    known = {camera.model_key for camera in contract.cameras.values()}
+    cameras = config.cameras or preset.cameras
+    if unknown := sorted(set(cameras) - known):
+        raise TrainingError(f"cameras {', '.join(unknown)} are not in the contract; it has {', '.join(sorted(known))}")
     return dataclasses.replace(
-        preset, relative_entries=relative, insulate=config.insulate, horizon=contract.rates.chunk_steps
+        preset,
+        relative_entries=tuple(int(i) for i in contract.position_index) if config.relative else (),
+        insulate=config.insulate,
+        horizon=contract.rates.chunk_steps,
+        cameras=cameras,
+        expert_cameras=tuple(key for key in preset.expert_cameras if key in cameras),
     )
 
 
