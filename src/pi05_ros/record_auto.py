@@ -24,6 +24,7 @@ NS = 1_000_000_000
 SOURCE = "scripted demonstrator"  # the note that tells these bags from others
 LINGER_S = 1.0  # simulated time that is still recorded after success: the arms come to rest
 ANSWER_S = 30.0  # longest wait for an answer [wall s]
+ASK_AGAIN_S = 3.0
 STARTUP_S = 120.0  # longest wait for the first chunk [wall s]
 
 
@@ -207,7 +208,16 @@ class _Collector:
         return said
 
     def _answer(self, pending: Any) -> tuple[bool, str]:
-        self.wait(pending.done, ANSWER_S, f"an answer of {pending.what}")
+        asked = time.monotonic()
+
+        def answered() -> bool:
+            nonlocal asked
+            if time.monotonic() - asked > ASK_AGAIN_S:
+                asked = time.monotonic()
+                pending.ask_again()
+            return bool(pending.done())
+
+        self.wait(answered, ANSWER_S, f"an answer of {pending.what}")
         well, said = pending.result()
         return bool(well), str(said)
 

@@ -33,20 +33,34 @@ TRANSITIONS = {"activate": Transition.TRANSITION_ACTIVATE, "deactivate": Transit
 class Pending:
     """An answer that is on its way.
 
+    Args:
+        what: what was asked, for messages.
+        ask: asks, and returns the future of the answer.
+        read: the answer as whether it went well, and what was said.
+        repeatable: whether asking twice does no harm.
+
     Attributes:
         what: what was asked, for messages.
     """
 
-    def __init__(self, what: str, future: Any, read: Callable[[Any], tuple[bool, str]]) -> None:
-        self.what, self._future, self._read = what, future, read
+    def __init__(
+        self, what: str, ask: Callable[[], Any], read: Callable[[Any], tuple[bool, str]], repeatable: bool = False
+    ) -> None:
+        self.what, self._ask, self._read, self._repeatable = what, ask, read, repeatable
+        self._futures = [ask()]
+
+    def ask_again(self) -> None:
+        """Ask once more, where that does no harm: a server that has not discovered this client yet drops its answer."""
+        if self._repeatable:
+            self._futures.append(self._ask())
 
     def done(self) -> bool:
-        """Return whether the answer is there."""
-        return bool(self._future.done())
+        """Return whether an answer is there."""
+        return any(future.done() for future in self._futures)
 
     def result(self) -> tuple[bool, str]:
         """Return whether it went well, and what was said."""
-        return self._read(self._future.result())
+        return self._read(next(future for future in self._futures if future.done()).result())
 
 
 class RecordClient:
@@ -105,7 +119,7 @@ class RecordClient:
         """Set parameters of a node."""
         request = SetParameters.Request()
         request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-        return self._call(f"{node}/set_parameters", SetParameters, request, _all_set)
+        return self._call(f"{node}/set_parameters", SetParameters, request, _all_set, repeatable=True)
 
     def transition(self, node: str, name: str) -> Pending:
         """Change a node's lifecycle state: "activate" or "deactivate"."""
@@ -134,8 +148,16 @@ class RecordClient:
             self._clients[service] = self._node.create_client(kind, service)
         return self._clients[service]
 
-    def _call(self, service: str, kind: Any, request: Any, read: Callable[[Any], tuple[bool, str]]) -> Pending:
-        return Pending(service, self._client(service, kind).call_async(request), read)
+    def _call(
+        self,
+        service: str,
+        kind: Any,
+        request: Any,
+        read: Callable[[Any], tuple[bool, str]],
+        repeatable: bool = False,
+    ) -> Pending:
+        client = self._client(service, kind)
+        return Pending(service, lambda: client.call_async(request), read, repeatable)
 
     def _spin(self) -> None:
         executor = SingleThreadedExecutor(context=self._context)
