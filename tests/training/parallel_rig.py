@@ -54,7 +54,7 @@ class Case:
     checkpointed: bool = False
     accumulate: int = 1
     lora: bool = False
-    bf16: bool = False
+    gather: torch.dtype = torch.float32
     frozen: tuple[str, ...] = ()
 
 
@@ -65,7 +65,7 @@ CASES = {
     "expert_alone": Case(planner=False, frozen=("vision.", "embed.", "vlm.")),
     "planner_alone": Case(flow=False, frozen=("expert.", "action_", "time_")),
     "low_rank": Case(lora=True, checkpointed=True, insulate=False),
-    "bf16": Case(insulate=False, bf16=True),
+    "gathered_in_bfloat16": Case(insulate=False, gather=torch.bfloat16),
     "pi0": Case(policy="pi0", planner=False, insulate=False),
     "pi0_fast": Case(policy="pi0_fast", planner=False, flow=False, fast=True),
 }
@@ -76,11 +76,12 @@ KINDS: dict[Kind, tuple[str, ...]] = {"ddp": ("hierarchical", "everything", "low
 def network(case: Case) -> Backbone:
     """Return a network whose modulations and biases are not zero, unlike those of a new one."""
     torch.manual_seed(0)
-    model = build(PRESETS[f"{case.policy}_debug"], torch.bfloat16 if case.bf16 else torch.float32)
+    model = build(PRESETS[f"{case.policy}_debug"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".dense." in name or name.endswith(("bias", "norm.weight")):
                 parameter.normal_(std=0.3)
+            parameter.copy_(parameter.to(case.gather))  # so that gathering loses nothing at first
     if case.lora:
         for name in add_lora(model, ("vlm.*", "vision.blocks.*", "action_in"), rank=4, alpha=8.0):
             nn.init.normal_(model.get_submodule(name).lora_b, std=0.1)
@@ -156,7 +157,7 @@ class Run:
 
     def __init__(self, case: Case, parallel: Parallel) -> None:
         self.case, self.parallel = case, parallel
-        self.module = parallel.wrap(network(case), torch.bfloat16 if case.bf16 else torch.float32)
+        self.module = parallel.wrap(network(case), case.gather)
         self.optimizer = adamw(self.module, learning_rate=1e-3, weight_decay=0.1)
         self.ema = Ema(self.module)
         model = unwrap(self.module)

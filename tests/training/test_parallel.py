@@ -26,8 +26,8 @@ PAIRS = [(kind, name) for kind, names in rig.KINDS.items() for name in names]
 # size, which magnifies that where gradients are tiny: after three steps of 1e-3 the weights agree to 2e-5.
 GRADIENTS = {"atol": 1e-5, "rtol": 1e-4}
 WEIGHTS = {"atol": 5e-5, "rtol": 1e-4}
-# With bfloat16 the rows of a batch round otherwise when it is cut.
-ROUGH = {"atol": 0.05, "rtol": 0.05}
+# Weights that are gathered in bfloat16 are rounded after the first step, and their gradients in every one.
+ROUGH = {"atol": 5e-3, "rtol": 0.02}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,16 @@ def both(folder: Path, kind: str, name: str) -> tuple[dict[str, Any], dict[str, 
 def test_two_processes_are_one(two: Path, kind: str, name: str) -> None:
     """Rank 0 has four rows, rank 1 two and two that fill up; all losses, counts and the gradient are global."""
     one, several = both(two, kind, name)
-    rough = rig.CASES[name].bf16
+    rough = rig.CASES[name].gather == torch.bfloat16
     assert one["gradients"].keys() == several["gradients"].keys()
     assert any(gradient.abs().max() > 0.01 for gradient in one["gradients"].values())
     torch.testing.assert_close(several["gradients"], one["gradients"], **ROUGH if rough else GRADIENTS)
     for part in ("weights", "averages"):
         torch.testing.assert_close(several[part], one[part], **{"atol": 6e-3, "rtol": 0} if rough else WEIGHTS)
-    for before, after in zip(one["metrics"], several["metrics"], strict=True):
-        torch.testing.assert_close(after, before, atol=1e-6, rtol=2e-3 if rough else 2e-5)
+    for step, (before, after) in enumerate(zip(one["metrics"], several["metrics"], strict=True)):
+        norms = [metrics.pop("norm") for metrics in (after, before)]
+        torch.testing.assert_close(*norms, atol=0, rtol=0.01 if rough else 2e-5)
+        torch.testing.assert_close(after, before, atol=1e-6, rtol=2e-3 if rough and step else 2e-5)
 
 
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
