@@ -98,7 +98,7 @@ def write_sets(arguments: SyntheticArguments) -> Path:
     ]
     if arguments.robot is not None:
         robot = str(arguments.robot.resolve())
-        sources.insert(0, {"name": "MM", "data": robot, "weight": 8.0, "control_mode": "joint"})
+        sources.insert(0, {"name": "MM", "data": robot, "weight": 8.0})
     path = out / "mixture.yaml"
     path.write_text(yaml.safe_dump({"sources": sources}, sort_keys=False), encoding="utf-8")
     return path
