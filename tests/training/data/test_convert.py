@@ -418,6 +418,35 @@ def test_a_bag_that_changed_is_converted_anew(bags: Path, tmp_path: Path) -> Non
     assert sum(run.frames for run in dataset.runs if run.episode == "episode_000001") < 50
 
 
+def test_a_bag_that_broke_since_keeps_what_it_gave(bags: Path, tmp_path: Path) -> None:
+    arguments = [str(bags), str(tmp_path / "set"), "--jobs", "1"]
+    main(arguments)
+    before = tree(tmp_path / "set")
+    next((bags / "episode_000001").glob("*.mcap")).write_bytes(b"")
+    assert main(arguments) == 1
+    after = tree(tmp_path / "set")
+    assert {**before, "report.json": b""} == {**after, "report.json": b""}
+
+
+def test_other_settings_convert_anew(bags: Path, tmp_path: Path) -> None:
+    arguments = [str(bags), str(tmp_path / "set"), "--jobs", "1"]
+    main(arguments)
+    assert main([*arguments, "--policy", "front=nearest"]) == 0
+    assert main([*arguments, "--policy", "front=nearest", "--jobs", "2"]) == 0
+    told = json.loads((tmp_path / "set" / "report.json").read_text())
+    assert [entry["status"] for entry in told["episodes"]] == ["unchanged"] * 3
+    assert main([str(bags), str(tmp_path / "fresh"), "--policy", "front=nearest", "--jobs", "1"]) == 0
+    again, fresh = tree(tmp_path / "set"), tree(tmp_path / "fresh")
+    assert {**again, "report.json": b""} == {**fresh, "report.json": b""}
+
+
+def test_a_lerobot_dataset_cannot_give_up_an_episode(bags: Path, tmp_path: Path) -> None:
+    arguments = [str(bags / "episode_000000"), str(tmp_path / "set"), "--format", "lerobot"]
+    assert main(arguments) == 0 and main(arguments) == 0
+    with pytest.raises(DatasetError, match="give another folder"):
+        main([*arguments, "--max-age", "front=0.5"])
+
+
 def test_bags_of_the_same_name_get_names_of_their_own(tmp_path: Path) -> None:
     for day in ("monday", "tuesday"):
         write_bag(tmp_path / day, CONTRACT, Script(seconds=1, start_ns=len(day) * NS).events(CONTRACT))

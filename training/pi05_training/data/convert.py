@@ -83,13 +83,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One bag to convert: where it is, the name of its first episode, where to stage it, how."""
+    """One bag to convert.
+
+    Attributes:
+        bag: where it is.
+        name: of its first episode.
+        root: folder of the dataset.
+        settings: how.
+        fingerprint: what bag and settings are.
+        replaces: episodes that it gave before it changed.
+    """
 
     bag: Path
     name: str
     root: Path
     settings: Settings
     fingerprint: str
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,11 @@ class _Parts:
         number = len(self.staged) + 1
         self._name = self._job.name if number == 1 else f"{self._job.name}_part{number}"
         fps = self._job.settings.contract.rates.action_hz
-        self._episode = self._writer.episode(EpisodeInfo(self._name, made.task, self._outcome, fps))
+        info = EpisodeInfo(self._name, made.task, self._outcome, fps)
+        if isinstance(self._writer, FolderWriter):
+            self._episode = self._writer.episode(info, replace=self._name in self._job.replaces)
+        else:
+            self._episode = self._writer.episode(info)
         self._part, self._frames = made.part, 0
 
     def end(self) -> None:
@@ -212,20 +226,17 @@ def convert(
     journal = Journal(root)
     done: dict[Path, dict[str, Any]] = {}
     jobs: list[Job] = []
-    taken = {*writer.episodes(), *journal.names()}
+    there = set(writer.episodes())
+    taken = {*there, *journal.names()}
     for path, fingerprint in found.items():
         entry = journal.of(path, fingerprint)
-        there = set(writer.episodes()) if entry else set()
         if entry and entry["fingerprint"] == fingerprint and there >= set(entry["report"]["episodes"]):
             journal.settle(entry)
             done[path] = {**entry["report"], "status": "unchanged"}
             continue
-        if entry:
-            _make_room(writer, root, entry, there)
-            journal.forget(entry)
         name = entry["report"]["name"] if entry else _free_name(path, taken)
         taken.add(name)
-        jobs.append(Job(path, name, root, settings, fingerprint))
+        jobs.append(Job(path, name, root, settings, fingerprint, _replaced(writer, root, entry, there)))
     for converted in engine(jobs) if jobs else ():
         done[converted.job.bag] = _commit(writer, journal, converted)
         if progress is not None:
@@ -245,6 +256,10 @@ def _commit(writer: DatasetWriter, journal: "Journal", converted: Converted) -> 
     if report.get("error"):
         return report
     entry = {"fingerprint": converted.job.fingerprint, "bag": str(converted.job.bag.resolve()), "report": report}
+    if isinstance(writer, FolderWriter):
+        for name in converted.job.replaces:  # only now: a bag that can no longer be converted keeps what it gave
+            writer.remove(name)
+    journal.forget(entry)
     # The journal comes first: when this process is killed in between, the next one knows whose these episodes are.
     journal.announce(entry)
     for folder in converted.staged.values():
@@ -253,18 +268,19 @@ def _commit(writer: DatasetWriter, journal: "Journal", converted: Converted) -> 
     return report
 
 
-def _make_room(writer: DatasetWriter, root: Path, entry: dict[str, Any], there: set[str]) -> None:
-    """Take away what a bag gave before, because it or the settings changed."""
-    old = [name for name in entry["report"]["episodes"] if name in there]
-    if not old:
-        return
-    if not isinstance(writer, FolderWriter):
+def _replaced(writer: DatasetWriter, root: Path, entry: dict[str, Any] | None, there: set[str]) -> tuple[str, ...]:
+    """Return the episodes that a bag gave before it or the settings changed.
+
+    Raises:
+        DatasetError: they cannot be replaced.
+    """
+    old = tuple(name for name in entry["report"]["episodes"] if name in there) if entry else ()
+    if old and entry and not isinstance(writer, FolderWriter):
         raise DatasetError(
             f"{root}: {entry['bag']} or the settings changed since it was converted, and episodes of this format "
             "cannot be replaced; give another folder"
         )
-    for name in old:
-        writer.remove(name)
+    return old
 
 
 def make_writer(root: Path, settings: Settings) -> DatasetWriter:

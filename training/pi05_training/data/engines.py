@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,24 @@ class LocalEngine:
     jobs: int = 1
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Converted]:
-        """Run all jobs; results come in their order."""
+        """Run all jobs; results come in their order.
+
+        Raises:
+            DatasetError: a process was killed.
+        """
         workers = min(self.jobs, len(jobs))
         if workers <= 1:
             yield from map(convert_bag, jobs)
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_be_one_of_many) as pool:
-            yield from pool.map(convert_bag, jobs)
+        try:
+            with ProcessPoolExecutor(workers, context, initializer=_be_one_of_many) as pool:
+                yield from pool.map(convert_bag, jobs)
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "a converting process was killed (by a person, or for lack of memory: fewer --jobs need less); "
+                "the same command goes on where it stopped"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

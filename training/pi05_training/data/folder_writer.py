@@ -20,6 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
@@ -104,13 +105,17 @@ class FolderWriter:
         """Return the names of the episodes that are there."""
         return [read_json(path)["name"] for path in episode_files(self.root)]
 
-    def episode(self, info: EpisodeInfo) -> "FolderEpisode":
+    def episode(self, info: EpisodeInfo, replace: bool = False) -> "FolderEpisode":
         """Start an episode.
+
+        Args:
+            info: what it is.
+            replace: one of this name may be there, and is removed or replaced when this one is committed.
 
         Raises:
             DatasetError: it is already there, or has no name.
         """
-        if not info.name or self._episode_file(info.name).exists():
+        if not info.name or (self._episode_file(info.name).exists() and not replace):
             why = "is already there" if info.name else "needs a name"
             raise DatasetError(f"{self.root}: episode {info.name!r} {why}; names are unique")
         return FolderEpisode(self, info)
@@ -189,7 +194,8 @@ class FolderWriter:
                 folder = Path(f"stage{_stage(instructions, task, run['subtask'])}")
             taken = [path.name for path in (self.root / folder).glob("run_*")]
             taken += [place.name for place in places if place.parent == folder]
-            number = max((int(name[4:]) for name in taken if name[4:].isdigit()), default=0) + 1
+            numbers = {int(name[4:]) for name in taken if name[4:].isdigit()}
+            number = next(free for free in count(1) if free not in numbers)
             places.append(folder / f"run_{number:03d}")
         return places
 
