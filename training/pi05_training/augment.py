@@ -3,7 +3,7 @@
 In the worker that decodes an image: crop and rotation in one warp, brightness, contrast and saturation in one colour
 matrix, on uint8 with OpenCV, because a sample has three images and a step has hundreds. What is drawn is a function
 of (seed, row, camera), so that a resumed run sees the same pictures. Cameras on a wrist keep their geometry: where the
-gripper stands in the picture is information (arXiv 2504.16054 and openpi do the same).
+gripper stands in the picture is information (as openpi does it, whose ranges these are).
 """
 
 import math
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pi05_model.observation import Image
 from pi05_training.mixture.sampling import uniforms
@@ -130,24 +128,3 @@ class Change:
         mean = self.brightness * float(_GREY @ np.array(cv2.mean(image)[:3]))
         offset = (1 - self.contrast) * mean
         return np.column_stack([self.brightness * self.contrast * mix, np.full(3, offset)])
-
-
-def augment_images(images: Tensor, strength: float = 0.15) -> Tensor:
-    """Vary brightness, contrast and colour of images on the training device, the same over the pixels of each.
-
-    Args:
-        images: uint8 [B, N, 3, H, W].
-        strength: standard deviation of the factors.
-
-    Returns:
-        uint8 [B, N, 3, H, W].
-    """
-    shape = (*images.shape[:2], 1, 1, 1)
-    colour_shape = (*images.shape[:2], 3, 1, 1)
-    contrast = 1.0 + strength * torch.randn(shape, device=images.device)
-    colour = 1.0 + 0.3 * strength * torch.randn(colour_shape, device=images.device)
-    brightness = 127.5 * strength * torch.randn(shape, device=images.device)
-    varied = (images.to(torch.bfloat16) - 127.5) * (contrast * colour).to(torch.bfloat16) + (127.5 + brightness).to(
-        torch.bfloat16
-    )
-    return varied.clamp_(0, 255).to(torch.uint8)
