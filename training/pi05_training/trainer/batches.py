@@ -1,5 +1,6 @@
 """From examples of a mixture to the batches of a training step, in worker processes that run ahead of it."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,8 @@ class Collator:
         batch.actions.clamp_(-self._clip, self._clip)
         flows = torch.tensor(["flow" in x.losses for x in examples])
         batch.action_mask.logical_and_(flows[:, None, None])
-        return batch
+        # Whether the VLM reads action tokens must not depend on the rows: all processes take the same branches.
+        return dataclasses.replace(batch, action_tokens=self._fast)
 
     def _state(self, example: Example) -> NDArray[np.float64] | None:
         """Return the state; entries that the robot lacks stand in the middle of the statistics (0 normalised)."""

@@ -55,7 +55,7 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.config, self.parallel, self._prepared = config, parallel, prepared
         self._network = prepared.model
-        self.model = parallel.wrap(prepared.model)
+        self.model = parallel.wrap(prepared.model, gather=torch.bfloat16 if config.bf16 else torch.float32)
         self.optimizer = adamw(self.model, config.learning_rate, config.weight_decay)
         self.average = Ema(self.model) if config.ema_decay else None
         self._forward_rows = torch.compile(self.model) if config.compile else self.model
@@ -98,7 +98,7 @@ class Trainer:
         before = now()
         parts = list(itertools.islice(self._reader, config.accumulate))
         waited_s = now() - before
-        done = max(self.step / config.steps, (now() - self._started) / config.seconds)
+        done = max(self.step / config.steps, self._elapsed_s() / config.seconds)
         rate = learning_rate(config.learning_rate, config.final_rate, config.warmup_steps, self.step, done)
         losses = self._step(parts, rate)
         self.step += 1
@@ -147,8 +147,13 @@ class Trainer:
         return load_state(folder, self.parallel, self.model, self.optimizer, self.average).step
 
     def _out_of_time(self) -> bool:
-        over = time.monotonic() - self._started > self.config.seconds
-        return bool(self.parallel.broadcast(over)) if self.config.seconds != float("inf") else False
+        return self._elapsed_s() > self.config.seconds
+
+    def _elapsed_s(self) -> float:
+        """Return the time since the start, the same in all processes; 0 where nothing depends on it."""
+        if self.config.seconds == float("inf"):
+            return 0.0
+        return float(self.parallel.broadcast(time.monotonic() - self._started))
 
     def _portions(self) -> Iterator[Portion]:
         config, parallel, prepared = self.config, self.parallel, self._prepared
@@ -191,6 +196,8 @@ class Trainer:
             )
         trained = (p for p in named_parameters(self.model).values() if p.requires_grad)
         total["grad_norm"] = self.parallel.clip_grad_norm(trained, config.clip_norm)
+        if not bool(torch.isfinite(total["grad_norm"])):
+            raise TrainingError(f"step {self.step}: a gradient is not finite; lower --learning-rate, or try --no-bf16")
         self.optimizer.step()
         if self.average is not None:
             self.average.update(ema_decay(config.ema_decay, self.step))
