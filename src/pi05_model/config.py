@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pi05_model.normalize import Family
-from pi05_model.prompts import PolicyName
+from pi05_model.prompts import ControlMode, PolicyName
 
 POLICIES: tuple[PolicyName, ...] = ("pi05", "pi0", "pi0_fast")
 
@@ -90,6 +90,7 @@ class ModelConfig:
         relative_entries: entries of the action that the network says relative to the state of the observation
             (openpi's delta actions); the others, such as grippers and velocities, are said as they are.
         state_in_prompt: False for checkpoints trained without the state (openpi's pi05_libero).
+        control_mode: what every prompt says about the actions ("joint" or "end effector"); None says nothing.
         tied_head: the text head is the token embedding. False for π0-FAST checkpoints that lerobot trained further,
             where the two drift apart.
         policy: "pi05" (state in the prompt, AdaRMS, text answers), "pi0" (state token, time concatenated with the
@@ -115,6 +116,7 @@ class ModelConfig:
     clip_state: bool = True
     state_in_prompt: bool = True
     relative_entries: tuple[int, ...] = ()
+    control_mode: ControlMode | None = None
     tied_head: bool = True
     policy: PolicyName = "pi05"
     family: Family = "project"

@@ -102,7 +102,7 @@ class Preprocessor:
             states: [B, D] in physical units; the prompt of a row that is None is the bare task (web data).
             tasks: what to do, or the question.
             answers: what to say.
-            controls: control mode by sample; None leaves it out.
+            controls: control mode by sample, None leaves it out; by default the configuration's for all.
 
         Raises:
             ValueError: the policy has no planner, or a task is empty.
@@ -133,7 +133,7 @@ class Preprocessor:
             chunks: normalised actions [H, D] by sample, to say as action tokens after the prompt: causal targets. None
                 says nothing.
             pad: to the longest possible length, so that shapes stay the same over batches.
-            controls: control mode by sample; None leaves it out.
+            controls: control mode by sample, None leaves it out; by default the configuration's for all.
 
         Raises:
             ValueError: there is no action tokenizer to say `chunks`, or a subtask is empty.
@@ -224,7 +224,7 @@ class Preprocessor:
             device: where the batch goes; by default where `images` are.
             action_tokens: say the actions as tokens, too, for all or by sample; by default for π0-FAST alone.
             action_mask: bool [B, D], entries that the sample's robot has; the others are zero and do not count.
-            controls: control mode by sample; None leaves it out.
+            controls: control mode by sample, None leaves it out; by default the configuration's for all.
             loss_dimensions: average the flow loss over the real entries of an action (lerobot) or all (openpi).
 
         Raises:
@@ -293,7 +293,7 @@ class Preprocessor:
     ) -> list[list[int]]:
         """Return token ids with begin of sequence; a text that does not fit is cut, never the state after it."""
         bins = self._bins(states)
-        modes = [None] * len(texts) if controls is None else list(controls)
+        modes = [self.config.control_mode] * len(texts) if controls is None else list(controls)
         if not len(texts) == len(bins) == len(modes):
             raise ValueError(f"{len(texts)} texts and {len(modes)} control modes for {len(bins)} states")
         room = self.config.max_prompt_tokens - 1

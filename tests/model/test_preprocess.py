@@ -112,3 +112,12 @@ def test_samples_without_a_robot(preprocessor: Preprocessor, tokenizer: PolicyTo
     assert counts["text"].tolist()[2] == 0 and counts["text"][1] > 0
     assert counts["flow"].tolist() == [50 * DIM, 0, 50 * 4]
     assert (batch.actions[1] == 0).all() and (batch.actions[2, :, 4:] == 0).all()
+
+
+def test_the_control_mode_of_a_checkpoint_is_said_in_every_prompt(
+    tokenizer: PolicyTokenizer, stats: dict[str, NormStats]
+) -> None:
+    said = Preprocessor(dataclasses.replace(CONFIG, control_mode="end effector"), stats, tokenizer)
+    for text in (said.planner_text([np.zeros(DIM)], ["tidy up"]), said.expert_text([np.zeros(DIM)], ["tidy up"])):
+        prompt = tokenizer.decode(text.tokens[0].tolist())
+        assert prompt.startswith("Task: tidy up <control mode> end effector <control mode>, State: ")

@@ -218,6 +218,11 @@ class RobotSource(Source):
             )
         read_some(self)
 
+    @property
+    def control(self) -> ControlMode | None:
+        """What the actions are targets of, as the prompts say."""
+        return self._options.control
+
     def answers(self) -> set[str]:
         """Return what the planner is taught to say: the subtasks of all episodes."""
         return {answer for part in self._parts for answer in answers_of(part.dataset)}

@@ -125,6 +125,7 @@ def prepare(config: TrainConfig, contract: Contract) -> Prepared:
         instructions=config.instruction_json,
     )
     mixture, held = whole.split(config.holdout)
+    shape = _with_control_mode(shape, mixture, loaded)
     tokenizer: Tokenizer = loaded.tokenizer if loaded and not config.tokenizer else load_tokenizer(config.tokenizer)
     actions = _action_tokenizer(config, loaded, fast)
     preprocessor = Preprocessor(shape, _statistics(config, shape, loaded, mixture, actions), tokenizer, actions)
@@ -192,6 +193,14 @@ def _configure(config: TrainConfig, contract: Contract, loaded: Checkpoint | Non
     )
 
 
+def _with_control_mode(shape: ModelConfig, mixture: Mixture, loaded: Checkpoint | None) -> ModelConfig:
+    """Return the configuration that prompts at run time as the first robot of the mixture was prompted in training."""
+    robots = [source for source in mixture.sources if isinstance(source, RobotSource)]
+    if loaded is not None or not robots:
+        return shape
+    return dataclasses.replace(shape, control_mode=robots[0].control)
+
+
 def _trains_action_tokens(config: TrainConfig, mode: Mode, shape: ModelConfig) -> bool:
     if shape.policy == "pi0_fast":
         return True
@@ -249,8 +258,9 @@ def _statistics(
 
 
 def _measure(sources: list[RobotSource], relative: tuple[int, ...]) -> dict[str, NormStats]:
+    """Compute statistics of a share of the samples; robots that lack entries count only where no other has them."""
     states, actions = RunningStats(), RunningStats()
-    for source in sources:
+    for source in [s for s in sources if s.masks(0) == (None, None)] or sources:
         for index in _spread(len(source), STATS_SAMPLES):
             label = source.labels(index)
             if label is not None:
