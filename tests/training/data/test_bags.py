@@ -1,6 +1,9 @@
 """Bags are read under any namespace, in the order of writing, and up to the point where they break off."""
 
+import json
+import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from pi05_ros.contract import load_contract
 from pi05_ros.recording import BagRecording, recorded_topics
 from pi05_ros.repair import repair
 from pi05_training.data.bags import Bag, find_bags, open_bag
+from pi05_training.data.command import main
 from pi05_training.data.episode import DatasetError
 from pi05_training.data.synthetic import Script, write_bag
 
@@ -78,6 +82,23 @@ def test_a_damaged_chunk_is_skipped_and_counted(bag: Path) -> None:
     opened = open_bag(bag)
     rest = logs(opened)
     assert opened.damage.bad_chunks == 1 and 0 < len(rest) < 2000
+
+
+def test_messages_that_are_no_messages_are_counted(tmp_path: Path) -> None:
+    rng = random.Random(0)
+
+    def damage(data: bytes) -> bytes:
+        return data[: rng.randrange(len(data))] if rng.random() < 0.5 else rng.randbytes(rng.randrange(200))
+
+    events = Script(seconds=2).events(CONTRACT)
+    kept = [event if k % 3 else replace(event, data=damage(event.data)) for k, event in enumerate(events)]
+    bag = open_bag(write_bag(tmp_path, CONTRACT, kept))
+    count = sum(1 for _ in bag.messages([topic.name for topic in bag.topics.values() if topic.count]))
+    assert count + bag.damage.undecodable == len(events) and bag.damage.undecodable > len(events) / 4
+    assert f"{bag.damage.undecodable} messages do not fit their type" in bag.damage.describe()
+    assert main([str(bag.path), str(tmp_path / "set"), "--threshold", "1"]) == 0
+    report = json.loads((tmp_path / "set" / "report.json").read_text())["episodes"][0]
+    assert "do not fit their type" in report["damage"] and report["frames"] > 50
 
 
 def test_order_of_writing_survives_a_clock_that_jumps_back(tmp_path: Path) -> None:

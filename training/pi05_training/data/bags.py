@@ -5,6 +5,7 @@ rosbags, sorted by log time. Format: rosbag2 metadata.yaml up to version 9, mcap
 """
 
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
 from pi05_ros.bagfile import NOTES_RECORD, locked
@@ -127,7 +129,7 @@ class Bag:
         for topic, log_ns, data in self._raw(frozenset(topics), by_log_time):
             try:
                 yield BagMessage(topic, log_ns, decode(data, self.topics[topic].kind))
-            except (ValueError, IndexError, AssertionError, UnicodeDecodeError):  # what rosbags raises for short data
+            except (SerdeError, ValueError, IndexError, struct.error):  # what rosbags raises for damaged data
                 self.damage.undecodable += 1
 
     def _raw(self, topics: frozenset[str], by_log_time: bool) -> Iterator[tuple[str, int, bytes]]:
