@@ -92,7 +92,7 @@ def test_messages_that_are_no_messages_are_counted(tmp_path: Path) -> None:
 
     events = Script(seconds=2).events(CONTRACT)
     kept = [event if k % 3 else replace(event, data=damage(event.data)) for k, event in enumerate(events)]
-    bag = open_bag(write_bag(tmp_path, CONTRACT, kept))
+    bag = open_bag(write_bag(tmp_path, CONTRACT, kept, {"task": "clear the table"}))
     count = sum(1 for _ in bag.messages([topic.name for topic in bag.topics.values() if topic.count]))
     assert count + bag.damage.undecodable == len(events) and bag.damage.undecodable > len(events) / 4
     assert f"{bag.damage.undecodable} messages do not fit their type" in bag.damage.describe()

@@ -89,7 +89,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """Return what a person should know about a bag, one sentence each."""
     found = [f"error: {report['error']}"] if report.get("error") else []
     if report.get("damage"):
-        found.append(f"cut off or damaged: {report['damage']}; everything before that was converted")
+        found.append(f"cut off or damaged: {report['damage']}; everything else was read")
     if report.get("clock_jumps"):
         found.append(f"the clock was set {report['clock_jumps']} times; a new episode begins there")
     if report.get("short_parts"):
