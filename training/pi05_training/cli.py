@@ -32,6 +32,8 @@ def train(argv: Sequence[str] | None = None) -> int:
         prepared = prepare(config, load_contract())
         if parallel.main:
             print(prepared.mixture.drawn(config.batch_size, config.steps))
+            for why in prepared.damaged:
+                print(f"left out: {why}")
         folder = Trainer(prepared, parallel).run()
         if parallel.main:
             print(f"checkpoint: {folder}")

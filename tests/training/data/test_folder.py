@@ -340,3 +340,18 @@ def test_names_of_folders_stand_for_their_text(text: str) -> None:
     assert "/" not in name and "\0" not in name and not name.startswith(".") and len(name.encode()) <= 255
     if "%~" not in name:
         assert folder_text(Path("x") / name) == text
+
+
+def test_a_few_damaged_runs_may_be_left_out(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        run_folder(tmp_path / "tidy" / "pick" / f"run_{number:03d}")
+    (tmp_path / "tidy" / "pick" / "run_002" / "qpos.npy").write_bytes(b"cut off")
+    with pytest.raises(DatasetError, match="run_002"):
+        FolderDataset(tmp_path)
+    with pytest.raises(DatasetError, match="run_002"):
+        FolderDataset(tmp_path, skip_damaged=0.2)
+    dataset = FolderDataset(tmp_path, skip_damaged=0.25)
+    assert len(dataset) == 9 and len(dataset.damaged) == 1 and "run_002" in dataset.damaged[0]
+    (tmp_path / "tidy" / "pick" / "run_003" / "actions.npy").unlink()
+    with pytest.raises(DatasetError, match=r"run_002.*and 1 more of 4 runs"):
+        FolderDataset(tmp_path, skip_damaged=0.25)

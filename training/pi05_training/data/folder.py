@@ -69,6 +69,10 @@ class FolderDataset:
         instructions: instruction JSON; None looks in the root.
         cameras: cameras to decode; None takes all.
         chunk_steps: H; None takes the contract's.
+        skip_damaged: share of the runs that may be damaged: they are left out and named in `damaged`.
+
+    Attributes:
+        damaged: what is wrong with the runs that were left out.
 
     Raises:
         DatasetError: something is missing or does not fit; names the folder and the key.
@@ -80,6 +84,7 @@ class FolderDataset:
         instructions: Path | None = None,
         cameras: Sequence[str] | None = None,
         chunk_steps: int | None = None,
+        skip_damaged: float = 0.0,
     ) -> None:
         self.root = Path(root)
         described = self.root / DATASET
@@ -90,7 +95,16 @@ class FolderDataset:
         self._keys = {name: camera.model_key for name, camera in self.contract.cameras.items()}
         told = find_instructions(self.root, instructions)
         folders = _listed_runs(self.root) if about else _found_runs(self.root, self.layout)
-        self.runs = [_read_run(self.root, folder, self.layout, told) for folder in folders]
+        self.runs: list[Run] = []
+        self.damaged: list[str] = []
+        for folder in folders:
+            try:
+                self.runs.append(_read_run(self.root, folder, self.layout, told))
+            except DatasetError as error:
+                self.damaged.append(str(error))
+        if len(self.damaged) > skip_damaged * len(folders):
+            more = f" (and {len(self.damaged) - 1} more of {len(folders)} runs)" if len(self.damaged) > 1 else ""
+            raise DatasetError(self.damaged[0] + more)
         if not self.runs:
             raise DatasetError(f"{self.root}: no run_* folder in it")
         self.cameras = self._choose(cameras)

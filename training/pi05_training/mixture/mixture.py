@@ -22,12 +22,10 @@ from pi05_training.mixture.example import Example, Reading
 from pi05_training.mixture.groups import hold_out
 from pi05_training.mixture.report import DrawReport, SourceDraws
 from pi05_training.mixture.sampling import Draw, Schedule, hash_key
-from pi05_training.mixture.sources import Source
+from pi05_training.mixture.sources import MOST_DAMAGED, Source
 
 __all__ = ["Draw", "DrawReport", "Mixture", "SourceDraws"]
 
-MOST_DAMAGED = 0.01
-"""Share of damaged samples above which training stops."""
 _SUBSTITUTES = 20
 _SLOTS = 65
 

@@ -24,6 +24,9 @@ from pi05_training.mixture.example import Mask, Reading
 from pi05_training.mixture.groups import Groups, Keys
 from pi05_training.samples import LabelledSample
 
+MOST_DAMAGED = 0.01
+"""Share of damaged samples, and of damaged runs of a dataset, above which training stops."""
+
 
 class Source(ABC):
     """One source.
@@ -178,7 +181,7 @@ class RobotSource(Source):
 
     def _open(self, folder: Path) -> Part:
         options, ours = self._options, self._contract.names
-        dataset = open_dataset(folder, options.instructions, self._horizon)
+        dataset = open_dataset(folder, options.instructions, self._horizon, MOST_DAMAGED)
         if not len(dataset):
             raise DatasetError(f"{folder}: no samples in it")
         expected, found = options.fps or self._contract.rates.action_hz, frame_rate(dataset)
@@ -217,6 +220,11 @@ class RobotSource(Source):
                 "label them (`pi05 label`), or take text out of the source's losses: `losses: [fast, flow]`"
             )
         read_some(self)
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """What is wrong with runs that were left out."""
+        return tuple(why for part in self._parts for why in getattr(part.dataset, "damaged", ()))
 
     @property
     def control(self) -> ControlMode | None:

@@ -74,6 +74,11 @@ class Prepared:
         return [source.name for source in self.mixture.sources]
 
     @property
+    def damaged(self) -> list[str]:
+        """What is wrong with episodes that were left out."""
+        return [why for source in self.mixture.sources if isinstance(source, RobotSource) for why in source.damaged]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Resolved settings as plain values, with the sizes of the network."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.config), default=str))
