@@ -1,6 +1,8 @@
 """The training side of the program `pi05`: `pi05 train` and `pi05 eval`."""
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import tyro
 
@@ -34,10 +36,18 @@ def train(argv: Sequence[str] | None = None) -> int:
             print(prepared.mixture.drawn(config.batch_size, config.steps))
             for why in prepared.damaged:
                 print(f"left out: {why}")
-        folder = Trainer(prepared, parallel).run()
+        after_save = partial(_closed_loop, config.closed_loop_episodes) if config.closed_loop_episodes else None
+        folder = Trainer(prepared, parallel, after_save).run()
         if parallel.main:
             print(f"checkpoint: {folder}")
     return 0
+
+
+def _closed_loop(episodes: int, folder: Path) -> dict[str, float]:
+    """Evaluate a checkpoint in simulation; the report lies in it."""
+    report = evaluate(EvalConfig(folder / "eval", episodes=episodes, policy=folder, workers=1))
+    [summary] = report["tasks"].values()
+    return {name: float(value) for name, value in summary.items()}
 
 
 def evaluation(argv: Sequence[str] | None = None) -> int:

@@ -97,6 +97,8 @@ class TrainConfig:
     """Steps between evaluations on held-out samples; 0 never."""
     evaluate_samples: int = 64
     """Held-out samples per source."""
+    closed_loop_episodes: int = 0
+    """Episodes in simulation after every checkpoint, as `pi05 eval` runs them; 0: none."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 3

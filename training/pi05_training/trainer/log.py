@@ -128,10 +128,10 @@ class Log:
         self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
         self._write(step, values)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write held-out metrics."""
+    def metrics(self, step: int, values: Mapping[str, float], group: str) -> None:
+        """Write metrics under "group/name"."""
         if self._bar is not None and values:
-            self._write(step, {f"held_out/{name}": round(value, 6) for name, value in values.items()})
+            self._write(step, {f"{group}/{name}": round(value, 6) for name, value in values.items()})
 
     def close(self) -> None:
         """Close every sink."""

@@ -7,7 +7,7 @@ on a CPU, and one process computes what several would.
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,11 +34,12 @@ from pi05_training.trainer.noise import Noise
 from pi05_training.trainer.prepare import Prepared
 
 Losses = dict[str, Tensor]
+AfterSave = Callable[[Path], Mapping[str, float]]
 
-MAY_DIFFER = (
-    "out", "resume", "init", "seconds", "workers", "prefetch", "threads", "log_every", "save_every", "keep",
-    "evaluate_every", "tensorboard", "wandb", "device", "parallel", "accumulate", "checkpoint_layers", "compile",
-)  # fmt: skip
+MAY_DIFFER = tuple(
+    "out resume init seconds workers prefetch threads log_every save_every keep evaluate_every closed_loop_episodes "
+    "tensorboard wandb device parallel accumulate checkpoint_layers compile".split()
+)
 """Settings that a resumed run may have of its own: they change no number (but for rounding)."""
 
 
@@ -48,9 +49,10 @@ class Trainer:
     Args:
         prepared: settings, data, network and what belongs to them.
         parallel: the processes that share the work.
+        after_save: called by the first process with every checkpoint's folder; what it returns is logged.
     """
 
-    def __init__(self, prepared: Prepared, parallel: Parallel) -> None:
+    def __init__(self, prepared: Prepared, parallel: Parallel, after_save: AfterSave | None = None) -> None:
         config = prepared.config
         torch.set_num_threads(config.threads)
         self.config, self.parallel, self._prepared = config, parallel, prepared
@@ -60,6 +62,7 @@ class Trainer:
         self.average = Ema(self.model) if config.ema_decay else None
         self._forward_rows = torch.compile(self.model) if config.compile else self.model
         self.step = self._resume() if config.resume else 0
+        self._after_save = after_save
         self._log = Log(config, prepared.settings, prepared.names, parallel.main, self.step)
         self._started = time.monotonic()
         self._reader: Iterator[Portion] | None = None
@@ -76,7 +79,7 @@ class Trainer:
             while self.step < config.steps and not self._out_of_time():
                 self.advance()
                 if config.evaluate_every and self.step % config.evaluate_every == 0:
-                    self._log.metrics(self.step, self.measure())
+                    self._log.metrics(self.step, self.measure(), "held_out")
                 if self.step % config.save_every == 0:
                     self.save()
                     saved = self.step
@@ -122,6 +125,8 @@ class Trainer:
             model = assemble(self.parallel, self.model, self._averages())
             if model is not None:
                 prepared.save(folder, model, self.step)
+        if self._after_save is not None and self.parallel.main:
+            self._log.metrics(self.step, self._after_save((self.config.out / "latest").resolve()), "closed_loop")
 
     def _averages(self) -> dict[str, Tensor] | None:
         return None if self.average is None else self.average.values

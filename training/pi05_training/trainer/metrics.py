@@ -38,7 +38,7 @@ def evaluate(
     with torch.no_grad():
         for portion in portions:
             _add(sums, _losses(model.eval(), portion), portion.source, names)
-            _add(sums, _closed_loop(model, preprocessor, portion), portion.source, names)
+            _add(sums, _said_alone(model, preprocessor, portion), portion.source, names)
     model.train(training)
     return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
 
@@ -59,7 +59,7 @@ def _losses(model: Backbone, portion: Portion) -> dict[str, tuple[Tensor, Tensor
     return found
 
 
-def _closed_loop(model: Backbone, preprocessor: Preprocessor, portion: Portion) -> dict[str, tuple[Tensor, Tensor]]:
+def _said_alone(model: Backbone, preprocessor: Preprocessor, portion: Portion) -> dict[str, tuple[Tensor, Tensor]]:
     """Return metrics of what the network says by itself, by row."""
     batch, engine = portion.batch.to(model.device), Engine(model)
     found: dict[str, tuple[Tensor, Tensor]] = {}

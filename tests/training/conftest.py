@@ -17,10 +17,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bags of two episodes of the scripted demonstrator."""
+    """Bags of four episodes of the scripted demonstrator."""
     os.environ.setdefault("ROS_DOMAIN_ID", "61")
     bags = tmp_path_factory.mktemp("bags")
-    assert main(["record", "--auto", "2", "--out", str(bags), "--seed", "40", "--realtime-factor", "0"]) == 0
+    assert main(["record", "--auto", "4", "--out", str(bags), "--seed", "40", "--realtime-factor", "0"]) == 0
     return bags
 
 
