@@ -36,9 +36,26 @@ from pi05_training.trainer.prepare import Prepared
 Losses = dict[str, Tensor]
 AfterSave = Callable[[Path], Mapping[str, float]]
 
-MAY_DIFFER = tuple(
-    "out resume init seconds workers prefetch threads log_every save_every keep evaluate_every closed_loop_episodes "
-    "tensorboard wandb device parallel accumulate checkpoint_layers compile".split()
+MAY_DIFFER = (
+    "out",
+    "resume",
+    "init",
+    "seconds",
+    "workers",
+    "prefetch",
+    "threads",
+    "log_every",
+    "save_every",
+    "keep",
+    "evaluate_every",
+    "closed_loop_episodes",
+    "tensorboard",
+    "wandb",
+    "device",
+    "parallel",
+    "accumulate",
+    "checkpoint_layers",
+    "compile",
 )
 """Settings that a resumed run may have of its own: they change no number (but for rounding)."""
 
