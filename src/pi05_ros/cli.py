@@ -6,7 +6,7 @@ was done. Only the module that was asked for is imported, so that `pi05 --help` 
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tyro.extras import SubcommandApp
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] not in COMMANDS:
-        return _help(args)
+        return show_commands("pi05", COMMANDS, args, "The pi0.5 robot policy as a ROS 2 stack.")
     name = args[0]
     try:
         return COMMANDS[name].load()(args[1:])
@@ -69,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _help(args: list[str]) -> int:
+def show_commands(prog: str, commands: Mapping[str, Command], args: Sequence[str], description: str) -> int:
     """Print the list of commands, or say that there is no such command; both leave through SystemExit."""
     app = SubcommandApp()
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         app.command(name=name)(_described(command.help))
-    app.cli(prog="pi05", args=args or ["--help"], description="The pi0.5 robot policy as a ROS 2 stack.")
+    app.cli(prog=prog, args=list(args) or ["--help"], description=description)
     return 2
 
 

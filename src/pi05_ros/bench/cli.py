@@ -1,10 +1,8 @@
 """`pi05 bench NAME`: one table of benchmarks. Each is a function `(argv) -> int` that parses its own flags."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from tyro.extras import SubcommandApp
-
-from pi05_ros.cli import Command
+from pi05_ros.cli import Command, show_commands
 
 BENCHMARKS = {
     "stack": Command(
@@ -25,16 +23,4 @@ def main(argv: Sequence[str]) -> int:
     args = list(argv)
     if args and args[0] in BENCHMARKS:
         return BENCHMARKS[args[0]].load()(args[1:])
-    app = SubcommandApp()
-    for name, command in BENCHMARKS.items():
-        app.command(name=name)(_described(command.help))
-    app.cli(prog="pi05 bench", args=args or ["--help"], description="The figures of docs/benchmarks.md.")
-    return 2
-
-
-def _described(text: str) -> Callable[[], None]:
-    def command() -> None:
-        return None
-
-    command.__doc__ = text
-    return command
+    return show_commands("pi05 bench", BENCHMARKS, args, "The figures of docs/benchmarks.md.")

@@ -16,6 +16,7 @@ from pi05_model.images import resize_with_pad
 from pi05_model.preprocess import Preprocessor
 from pi05_training.mixture.example import Example
 from pi05_training.mixture.mixture import Draw, Mixture
+from pi05_training.trainer.error import TrainingError
 from pi05_training.trainer.modes import Mode
 
 
@@ -154,10 +155,10 @@ def schedule(
     """Yield the work of one process, `accumulate` portions a step; all processes together do each draw once.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly.
+        TrainingError: the batch cannot be shared out evenly.
     """
     if batch_size % (accumulate * world):
-        raise ValueError(
+        raise TrainingError(
             f"batch size {batch_size} is not a multiple of {accumulate} accumulation steps x {world} processes"
         )
     portion = batch_size // (accumulate * world)

@@ -133,7 +133,10 @@ def prepare(config: TrainConfig, contract: Contract) -> Prepared:
     shape = _with_control_mode(shape, mixture, loaded)
     tokenizer: Tokenizer = loaded.tokenizer if loaded and not config.tokenizer else load_tokenizer(config.tokenizer)
     actions = _action_tokenizer(config, loaded, fast)
-    preprocessor = Preprocessor(shape, _statistics(config, shape, loaded, mixture, actions), tokenizer, actions)
+    try:
+        preprocessor = Preprocessor(shape, _statistics(config, shape, loaded, mixture, actions), tokenizer, actions)
+    except ValueError as error:
+        raise TrainingError(f"statistics, tokenizers and network do not belong together: {error}") from error
     _check_dimensions(preprocessor, contract)
     collator = Collator(preprocessor, mode, fast, config.clip_actions)
     model = _network(config, mode, shape, loaded)
