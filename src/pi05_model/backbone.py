@@ -75,7 +75,7 @@ class Backbone(nn.Module):
         batch, cameras = images_BN3SS.shape[:2]
         images = images_BN3SS.flatten(0, 1)
         if images.dtype == torch.uint8:
-            images = images.to(self.compute_dtype) * (2 / 255) - 1
+            images = images.float() * (2 / 255) - 1
         tokens: Tensor = self.vision(images.to(self.compute_dtype))
         return tokens.view(batch, cameras, *tokens.shape[1:])
 

@@ -137,6 +137,10 @@ class ModelConfig:
         unknown = [key for key in self.expert_cameras if key not in self.cameras]
         if unknown:
             raise ValueError(f"expert_cameras {unknown} are not among cameras {list(self.cameras)}")
+        if not self.expert_cameras:
+            raise ValueError(
+                f"no camera is left for the actions: expert_cameras is empty, cameras are {list(self.cameras)}"
+            )
         if self.conditions == 1 or self.conditions < 0:
             raise ValueError(f"conditions is {self.conditions}; valid: 0, or 2 and more (row 0 means no condition)")
 

@@ -72,6 +72,10 @@ class Engine:
             raise ValueError(f"noise is {tuple(noise.shape)}, expected {shape}")
         if given is not None and not 0 < given.shape[1] <= config.horizon:
             raise ValueError(f"given holds {given.shape[1]} steps; valid: 1 to {config.horizon}")
+        if given is not None and (given.shape[0], given.shape[2]) != (shape[0], shape[2]):
+            raise ValueError(f"given is {tuple(given.shape)}, expected [{shape[0]}, steps, {shape[2]}]")
+        if inputs.condition is None and guidance not in (0, 1):
+            raise ValueError(f"guidance {guidance} needs a condition to follow: give ModelInput.condition")
         condition = inputs.condition if guidance else None
         copies = 2 if condition is not None and guidance != 1 else 1
         prefix, dense = self._prefix(inputs)

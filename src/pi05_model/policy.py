@@ -25,6 +25,7 @@ from pi05_model.images import check_image
 from pi05_model.layers import pack_for_cpu
 from pi05_model.observation import Observation, check_cameras, check_state
 from pi05_model.preprocess import Preprocessor
+from pi05_model.prompts import parse_boxes
 
 KEPT_FEATURES = 16
 
@@ -157,7 +158,8 @@ class Pi05Policy:
         features, mask = self._image_features(observation, self.config.cameras)
         inputs = ModelInput(None, mask, text, features).to(self._engine.model.device)
         [tokens] = self._engine.generate(inputs, allowed=self._allowed)
-        return self.preprocessor.tokenizer.decode(tokens).strip()
+        said = self.preprocessor.tokenizer.decode(tokens).strip()
+        return parse_boxes(said)[1] or said  # boxes are for the planner to think of, not for the action expert
 
     def act(
         self, observation: Observation, subtask: str, noise: NDArray[np.float32] | None = None

@@ -15,7 +15,7 @@ from pi05_model.action_tokens import ActionTokenizer, check_space
 from pi05_model.batch import ModelInput, Text, TrainBatch
 from pi05_model.config import ModelConfig
 from pi05_model.images import check_image, resize_with_pad, to_unit
-from pi05_model.normalize import NormStats
+from pi05_model.normalize import NORMAL_Q99, NormStats
 from pi05_model.observation import Image, Observation, check_cameras, check_state
 from pi05_model.prompts import (
     ControlMode,
@@ -209,6 +209,7 @@ class Preprocessor:
         action_mask: ArrayLike | None = None,
         controls: Sequence[ControlMode | None] | None = None,
         loss_dimensions: Literal["real", "all"] = "real",
+        clip: float | None = None,
     ) -> TrainBatch:
         """Assemble a training batch.
 
@@ -226,6 +227,7 @@ class Preprocessor:
             action_mask: bool [B, D], entries that the sample's robot has; the others are zero and do not count.
             controls: control mode by sample, None leaves it out; by default the configuration's for all.
             loss_dimensions: average the flow loss over the real entries of an action (lerobot) or all (openpi).
+            clip: normalised actions are clipped to this, in units of the quantiles' half range.
 
         Raises:
             ValueError: a shape does not fit; the message names it.
@@ -237,6 +239,9 @@ class Preprocessor:
         if tuple(images.shape) != expected:
             raise ValueError(f"images are {tuple(images.shape)}, expected {expected} or the same with channels last")
         padded = self._actions(np.asarray(actions, dtype=np.float64), states)
+        if clip is not None:
+            reach = clip * (NORMAL_Q99 if self.stats["actions"].method == "mean_std" else 1.0)
+            padded.clamp_(-reach, reach)
         mask = torch.ones_like(padded, dtype=torch.bool)
         if loss_dimensions == "real":
             mask[..., self.action_dim :] = False

@@ -1,6 +1,7 @@
 """Each mode trains what it says and leaves the rest alone, down to the number."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pi05_ros.contract import load_contract
 from pi05_training.parallel import Parallel
 from pi05_training.trainer.batches import Portions, schedule
 from pi05_training.trainer.config import TrainConfig
+from pi05_training.trainer.error import TrainingError
 from pi05_training.trainer.loop import Trainer
 from pi05_training.trainer.modes import MODES
 from pi05_training.trainer.noise import Noise
@@ -53,11 +55,11 @@ def test_a_mode_trains_its_part(settings: TrainConfig, fast: Path, mode: str) ->
         assert {name for name in before if name.startswith(EXPERT)} == moved
     else:
         assert moved == set(before)
-    lines = [eval(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     first, last = (sum(line["total"] for line in part) for part in (lines[:5], lines[-5:]))
     assert last < 0.9 * first
     for name, trained in (("text", MODES[mode].text), ("flow", MODES[mode].flow), ("fast", config.use_fast_tokens)):
-        assert (lines[0][name] > 0) == trained, name
+        assert (lines[0].get(name, 0) > 0) == trained, name
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
@@ -86,7 +88,7 @@ def by_hand(
     seen = model.config.expert_camera_indices
     for row in range(len(batch.actions)):
         features = model.encode_images(batch.images[row : row + 1])
-        texts = [(batch.planner, features, batch.image_mask[row : row + 1])] if prepared.mode.text else [None]
+        texts = [(batch.planner, features, batch.image_mask[row : row + 1])] if "text" in prepared.losses else [None]
         texts.append((batch.expert, features[:, seen], batch.image_mask[row : row + 1, seen]))
         for k, given in enumerate(texts):
             if given is None:
@@ -119,16 +121,77 @@ def by_hand(
 def test_padding_counts_for_nothing(settings: TrainConfig, fast: Path) -> None:
     prepared = prepare(of_mode(settings, "posttrain", fast), load_contract())
     model, batch = prepared.model, first_batch(prepared)
+    assert isinstance(model, FlowPolicy) and batch.planner is not None
+    for name, parameter in model.named_parameters():
+        if ".dense." in name:
+            torch.nn.init.normal_(parameter, std=0.2)
     noise = Noise(0, 0, (50, 32), 1).of((0, 1), 2, torch.device("cpu"))
-    batch.action_mask[0, 30:] = False
-    changed = dataclasses.replace(batch, actions=batch.actions.clone())
-    changed.actions[~batch.action_mask] += 3
-    for text in (changed.planner, changed.expert):
-        text.tokens[~text.valid] = 77
-    # Padded steps are noisy tokens that real ones look at, so they may say something else; the sum leaves them out.
+    batch.action_mask[:, 30:] = False
+    texts = {}
+    for name in ("planner", "expert"):
+        text = getattr(batch, name)
+        assert not text.valid.all()
+        texts[name] = dataclasses.replace(text, tokens=torch.where(text.valid, text.tokens, 77))
+    # The same noisy chunk, made of other actions where they do not count: only the targets there differ.
+    t = noise["time"][:, None, None]
+    moved = torch.where(batch.action_mask, 0.0, 3.0)
+    changed = dataclasses.replace(batch, actions=batch.actions + moved, **texts)
+    other = {**noise, "noise": noise["noise"] - moved * (1 - t) / t}
     with torch.no_grad():
-        rows = model.row_losses(batch, **noise)
-        other = model.row_losses(dataclasses.replace(changed, actions=batch.actions), **noise)
+        rows, others = model.row_losses(batch, **noise), model.row_losses(changed, **other)
+        counted = dataclasses.replace(changed, action_mask=torch.ones_like(batch.action_mask))
+        everything = model.row_losses(counted, **other)
     for name in rows:
-        torch.testing.assert_close(rows[name], other[name], atol=1e-5, rtol=1e-5)
-    assert batch.counts()["flow"].tolist() == [30 * 18, 50 * 18]
+        torch.testing.assert_close(rows[name], others[name], atol=1e-4, rtol=1e-4)
+    assert (everything["flow"] > 1.1 * rows["flow"]).all()
+    assert batch.counts()["flow"].tolist() == [30 * 18, 30 * 18]
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode", "losses"),
+    [
+        ("pi05", "hierarchical", {"text", "flow"}),
+        ("pi05", "action-expert", {"flow"}),
+        ("pi0", "hierarchical", {"flow"}),
+        ("pi0", "action-expert", {"flow"}),
+        ("pi0_fast", "hierarchical", {"fast"}),
+        ("pi0_fast", "pretrain", {"fast"}),
+    ],
+)
+def test_every_policy_trains_and_is_measured(
+    settings: TrainConfig, fast: Path, policy: str, mode: str, losses: set[str]
+) -> None:
+    config = dataclasses.replace(
+        settings,
+        mode=mode,
+        preset=f"{policy}_debug",
+        fast_tokenizer_path=fast if policy == "pi0_fast" else None,
+        steps=2,
+        holdout=0.5,
+        evaluate_every=2,
+        evaluate_samples=2,
+        log_every=1,
+    )
+    prepared = prepare(config, load_contract())
+    assert prepared.losses == losses
+    folder = Trainer(prepared, Parallel.setup()).run()
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    assert {name for name in ("text", "fast", "flow") if name in lines[0]} == losses
+    measured = {name.removeprefix("held_out/MM/") for line in lines for name in line if name.startswith("held_out/")}
+    assert {"text": "subtask_match", "fast": "fast_accuracy", "flow": "action_mse"}[min(losses)] in measured
+    assert load_checkpoint(folder).config.policy == policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode", "message"),
+    [
+        ("pi0", "planner", "π0 says no text"),
+        ("pi0", "pretrain", "π0 says no text"),
+        ("pi0_fast", "action-expert", "π0-FAST has no action expert"),
+    ],
+)
+def test_what_a_policy_does_not_have_is_not_trained(
+    settings: TrainConfig, policy: str, mode: str, message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        prepare(dataclasses.replace(settings, mode=mode, preset=f"{policy}_debug"), load_contract())

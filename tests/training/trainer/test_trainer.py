@@ -154,6 +154,32 @@ def test_resuming_another_run_tells_what_differs(settings: TrainConfig) -> None:
         train(other)
 
 
+def test_a_folder_that_holds_a_run_is_not_trained_into(settings: TrainConfig) -> None:
+    train(settings)
+    with pytest.raises(TrainingError, match="holds a run already: go on with --resume"):
+        train(settings)
+
+
+def test_resuming_with_other_statistics_is_refused(settings: TrainConfig, dataset: Path, tmp_path: Path) -> None:
+    first = train(settings)
+    config = dataclasses.replace(settings, out=tmp_path / "second", init=first)
+    train(config)
+    stats = load_checkpoint(first).stats
+    save_norm_stats(
+        {**stats, "state": NormStats.from_samples(np.random.default_rng(0).normal(size=(99, 18)))},
+        tmp_path / "other.json",
+    )
+    with pytest.raises(TrainingError, match=r"\(statistics\)"):
+        train(dataclasses.replace(config, init=None, stats=tmp_path / "other.json", resume=True, steps=9))
+
+
+def test_an_action_expert_run_keeps_the_planner_and_its_list(settings: TrainConfig, tmp_path: Path) -> None:
+    first = train(settings)
+    known = load_checkpoint(first).extra["subtasks"]
+    second = dataclasses.replace(settings, mode="action-expert", init=first, out=tmp_path / "second", steps=1)
+    assert load_checkpoint(train(second)).extra["subtasks"] == known and known
+
+
 def test_bad_input_is_told_before_the_first_step(
     settings: TrainConfig, dataset: Path, fast: Path, tmp_path: Path
 ) -> None:
@@ -168,8 +194,17 @@ def test_bad_input_is_told_before_the_first_step(
     refused(TrainingError, "unknown preset 'huge'; presets: pi05_base", preset="huge")
     refused(TrainingError, "action tokens need a tokenizer", mode="pretrain")
     refused(TrainingError, "trains no action tokens", mode="action-expert", use_fast_tokens=True)
-    refused(TrainingError, "has no planner", preset="pi0_debug")
-    refused(TrainingError, "no flow loss", mode="planner", alpha=1.0)
+    refused(TrainingError, "nothing with a flow loss is trained, so --alpha 1.0", mode="planner", alpha=1.0)
+    refused(TrainingError, "what this run trains", mode="action-expert", alpha=0.0)
+    refused(TrainingError, "nothing to learn in planner", mode="planner", planner_every=2)
+    refused(TrainingError, "vison.* fits no parameter", freeze=("vison.*",))
+    refused(TrainingError, "leaves nothing to train", freeze=("*",))
+    refused(TrainingError, "--fresh-expert belongs to --init", fresh_expert=True)
+    refused(TrainingError, "keep is 0; valid: 1 and more", keep=0)
+    refused(TrainingError, "accumulate is 0", accumulate=0)
+    refused(TrainingError, "holdout is 1.5", holdout=1.5)
+    refused(TrainingError, "cameras head are not in the contract", cameras=("head",))
+    refused(ValueError, "no camera is left for the actions", cameras=("base_1_rgb",))
     other = NormStats.from_samples(np.random.default_rng(0).normal(size=(99, 18)))
     save_norm_stats({"state": other, "actions": other}, tmp_path / "other.json")
     refused(
@@ -179,7 +214,7 @@ def test_bad_input_is_told_before_the_first_step(
         fast_tokenizer_path=fast,
         stats=tmp_path / "other.json",
     )
-    with pytest.raises(ValueError, match="batch size 4 is not a multiple of 3 accumulation steps x 1"):
+    with pytest.raises(TrainingError, match="batch size 4 is not a multiple of 3 accumulation steps x 1"):
         train(dataclasses.replace(settings, accumulate=3))
 
 

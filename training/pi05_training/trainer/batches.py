@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,7 +18,6 @@ from pi05_model.preprocess import Preprocessor
 from pi05_training.mixture.example import Example
 from pi05_training.mixture.mixture import Draw, Mixture
 from pi05_training.trainer.error import TrainingError
-from pi05_training.trainer.modes import Mode
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,15 @@ class Collator:
 
     Args:
         preprocessor: of the network that is trained.
-        mode: which losses are trained; an example's own `losses` narrow them further.
         fast: whether action tokens are trained.
         clip: normalised actions are clipped to this: rare, far-off labels would dominate the squared error.
+        dimensions: which entries of an action the flow loss averages over.
     """
 
-    def __init__(self, preprocessor: Preprocessor, mode: Mode, fast: bool, clip: float) -> None:
-        self._preprocessor, self._mode, self._fast, self._clip = preprocessor, mode, fast, clip
+    def __init__(
+        self, preprocessor: Preprocessor, fast: bool, clip: float, dimensions: Literal["real", "all"] = "real"
+    ) -> None:
+        self._preprocessor, self._fast, self._clip, self._dimensions = preprocessor, fast, clip, dimensions
 
     def __call__(self, examples: Sequence[Example], planner: bool) -> TrainBatch:
         """Return the batch of some examples.
@@ -98,9 +100,10 @@ class Collator:
                 self._fast and has and "fast" in x.losses for x, has in zip(examples, has_actions, strict=True)
             ],
             action_mask=np.stack(entries),
-            controls=[x.control for x in examples],
+            controls=[x.control or config.control_mode for x in examples],
+            loss_dimensions=self._dimensions,
+            clip=self._clip,
         )
-        batch.actions.clamp_(-self._clip, self._clip)
         flows = torch.tensor(["flow" in x.losses for x in examples])
         batch.action_mask.logical_and_(flows[:, None, None])
         # Whether the VLM reads action tokens must not depend on the rows: all processes take the same branches.

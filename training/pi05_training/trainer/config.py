@@ -7,6 +7,7 @@ from typing import Literal
 
 import tyro
 
+from pi05_training.trainer.error import TrainingError
 from pi05_training.trainer.modes import ModeName
 
 ParallelKind = Literal["none", "ddp", "fsdp"]
@@ -56,9 +57,11 @@ class TrainConfig:
     """Say joint targets relative to the state of the observation."""
     clip_actions: float = 1.5
     """Normalised actions are clipped to this: rare, far-off labels would otherwise dominate the squared error."""
-    temperature: float = 0.0
-    """What the checkpoint recommends for the noise that chunks start from (Pi05Policy); 0 suits demonstrations of a
-    deterministic expert."""
+    temperature: float | None = None
+    """What the checkpoint recommends for the noise that chunks start from (Pi05Policy); None keeps that of `init`, or
+    0, which suits demonstrations of a deterministic expert."""
+    loss_dimensions: Literal["real", "all"] = "real"
+    """Entries of an action that the flow loss averages over: those of the robot (lerobot), or all 32 (openpi)."""
 
     batch_size: int = 32
     """Samples per optimizer step, over all processes."""
@@ -124,3 +127,24 @@ class TrainConfig:
     """Portions that each of them reads ahead."""
     seed: int = 0
     """Seed of weights, sampling, augmentation and noise."""
+
+    def __post_init__(self) -> None:
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name)
+            if not value >= low:
+                raise TrainingError(f"{name} is {value}; valid: {low:g} and more")
+        for name in ("holdout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}; valid: 0 and more, below 1")
+        if self.init is not None and (self.relative or self.cameras):
+            raise TrainingError("--relative and --cameras are of a new network; --init brings its own")
+        if self.init is None and self.fresh_expert:
+            raise TrainingError("--fresh-expert belongs to --init; without it everything is fresh")
+
+
+_AT_LEAST = {
+    "steps": 1, "batch_size": 1, "accumulate": 1, "draws": 1, "planner_every": 1, "save_every": 1, "log_every": 1,
+    "keep": 1, "threads": 1, "prefetch": 1, "workers": 0, "warmup_steps": 0, "evaluate_every": 0, "lora_rank": 0,
+    "evaluate_samples": 1, "closed_loop_episodes": 0, "learning_rate": 0.0, "clip_norm": 0.0, "clip_actions": 0.0,
+    "weight_decay": 0.0,
+}  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pi05_training.trainer.batches import Portion
 from pi05_training.trainer.config import TrainConfig
+from pi05_training.trainer.error import TrainingError
 
 FILE = "metrics.jsonl"
 Values = dict[str, float]
@@ -64,7 +65,7 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise ValueError("--wandb needs `pip install wandb`") from error
+            raise TrainingError("--wandb needs `pip install wandb`") from error
         self._run = wandb.init(project=project, config=settings)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -92,6 +93,7 @@ class Log:
         self._sinks: list[Sink] = []
         self._drawn = [0] * len(names)
         self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
+        self._sums: dict[str, tuple[float, int]] = {}
         self._bar: Progress | None = None
         if not first:
             return
@@ -108,16 +110,19 @@ class Log:
     def step(
         self, step: int, losses: Mapping[str, Tensor], rate: float, waited_s: float, parts: Sequence[Portion]
     ) -> None:
-        """Take in a step; every `log_every` steps, write its losses and the speed since the last line."""
+        """Take in a step; every `log_every` steps, write means and the speed since the last line."""
         self._waited += waited_s
         self._steps += 1
+        for name, value in losses.items():
+            before = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (before[0] + float(value), before[1] + 1)
         for part in parts:
             for index in part.source.tolist():
                 self._drawn[index] += 1
         if self._bar is None or (step % self._every and step != 1):
             return
         elapsed = time.monotonic() - self._since
-        values = {name: round(float(value), 6) for name, value in losses.items()}
+        values = {name: round(total / count, 6) for name, (total, count) in self._sums.items()}
         values |= {
             "learning_rate": rate,
             "samples_per_s": round(self._steps * self._batch / elapsed, 2),
@@ -125,7 +130,7 @@ class Log:
         }
         drawn = max(sum(self._drawn), 1)
         values |= {f"drawn/{name}": round(n / drawn, 4) for name, n in zip(self._names, self._drawn, strict=True)}
-        self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
+        self._since, self._waited, self._steps, self._sums = time.monotonic(), 0.0, 0, {}
         self._write(step, values)
 
     def metrics(self, step: int, values: Mapping[str, float], group: str) -> None:

@@ -36,6 +36,10 @@ from pi05_training.trainer.prepare import Prepared
 Losses = dict[str, Tensor]
 AfterSave = Callable[[Path], Mapping[str, float]]
 
+_ONE = torch.ones(())
+_COUNTED = {"text": "text", "token_accuracy": "text", "fast": "fast", "fast_accuracy": "fast", "flow": "flow"}
+"""What each metric is a mean over; a step in which that is nothing says nothing about it."""
+
 MAY_DIFFER = (
     "out",
     "resume",
@@ -57,7 +61,7 @@ MAY_DIFFER = (
     "checkpoint_layers",
     "compile",
 )
-"""Settings that a resumed run may have of its own: they change no number (but for rounding)."""
+"""Settings that a resumed run may have of its own. They change no number but for rounding (and `seconds`, the rate)."""
 
 
 class Trainer:
@@ -78,7 +82,7 @@ class Trainer:
         self.optimizer = adamw(self.model, config.learning_rate, config.weight_decay)
         self.average = Ema(self.model) if config.ema_decay else None
         self._forward_rows = torch.compile(self.model) if config.compile else self.model
-        self.step = self._resume() if config.resume else 0
+        self.step = self._begin()
         self._after_save = after_save
         self._log = Log(config, prepared.settings, prepared.names, parallel.main, self.step)
         self._started = time.monotonic()
@@ -148,15 +152,18 @@ class Trainer:
     def _averages(self) -> dict[str, Tensor] | None:
         return None if self.average is None else self.average.values
 
-    def _resume(self) -> int:
-        """Load the newest state; return its step, or 0 where there is none yet.
+    def _begin(self) -> int:
+        """Load the newest state to go on from; return its step, or 0 where there is none.
 
         Raises:
-            TrainingError: it belongs to a run with other settings or other data; the message lists what differs.
+            TrainingError: there is one, and it was not asked for, or it belongs to a run with other settings, data,
+                statistics or tokenizers; the message lists what differs.
         """
         folder = latest_step(self.config.out)
         if folder is None:
             return 0
+        if not self.config.resume:
+            raise TrainingError(f"{self.config.out} holds a run already: go on with --resume, or choose another --out")
         meta = read_meta(folder)
         differing = compare_config(meta.config, self._prepared.settings, MAY_DIFFER)
         differing += compare_config({"data": meta.fingerprints}, {"data": self._prepared.fingerprints})
@@ -188,7 +195,7 @@ class Trainer:
             parallel.rank,
             parallel.world,
         )
-        every = config.planner_every if prepared.mode.text else 0
+        every = config.planner_every if "text" in prepared.losses else 0
         portions = Portions(prepared.mixture, prepared.collator, every, trim=not config.compile)
         return load(portions, work, config.workers, config.prefetch)
 
@@ -223,7 +230,7 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update(ema_decay(config.ema_decay, self.step))
-        return total
+        return {name: value for name, value in total.items() if counts.get(_COUNTED.get(name, ""), _ONE) > 0}
 
     def _forward(self, part: Portion, counts: Losses) -> Losses:
         """Return this part's share of the losses of the global batch."""

@@ -1,6 +1,7 @@
 """What a training run needs before its first step: data, statistics, tokenizers, network. All checks are here."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from pi05_ros.contract import Contract
 from pi05_training.augment import Augmentation
 from pi05_training.data.stats import RunningStats
 from pi05_training.lora import add_lora
+from pi05_training.mixture.high_level import HighLevelSource
 from pi05_training.mixture.mixture import Mixture
 from pi05_training.mixture.sources import RobotSource
 from pi05_training.mixture.spec import open_mixture
@@ -45,7 +47,7 @@ class Prepared:
     Attributes:
         config: of the run.
         contract: the robot.
-        mode: what is trained.
+        losses: what is trained, of {"text", "fast", "flow"}.
         alpha: weight of the flow loss.
         mixture: what is trained on.
         held_out: portions that are kept for evaluation.
@@ -53,12 +55,13 @@ class Prepared:
         collator: examples to batches.
         actions: action tokenizer, where there is one.
         model: the network, its frozen parameters marked, low-rank updates added.
-        fingerprints: of the data, by source.
+        fingerprints: of the data, by source, and of statistics and tokenizers.
+        kept: what the checkpoint to start from says beside its weights: subtasks, temperature.
     """
 
     config: TrainConfig
     contract: Contract
-    mode: Mode
+    losses: frozenset[str]
     alpha: float
     mixture: Mixture
     held_out: tuple[Portion, ...]
@@ -67,6 +70,7 @@ class Prepared:
     actions: ActionTokenizer | None
     model: Backbone
     fingerprints: dict[str, str]
+    kept: dict[str, Any]
 
     @property
     def names(self) -> list[str]:
@@ -86,13 +90,11 @@ class Prepared:
 
     def save(self, folder: Path, model: Backbone, step: int) -> None:
         """Write a policy checkpoint of `model` (whole weights, on the CPU) and how it came about."""
-        extra = {
-            "names": list(self.contract.names),
-            "subtasks": self.answers,
-            "temperature": self.config.temperature,
-            "mode": self.config.mode,
-            "step": step,
-        }
+        extra = {**self.kept, "names": list(self.contract.names), "mode": self.config.mode, "step": step}
+        if self.config.temperature is not None:
+            extra["temperature"] = self.config.temperature
+        if "text" in self.losses:
+            extra["subtasks"] = self.answers
         tokenizer = self.preprocessor.tokenizer
         save_checkpoint(folder, model, self.preprocessor.stats, tokenizer, extra=extra, action_tokenizer=self.actions)
         record = {"settings": self.settings, "data": self.fingerprints, "git": git_revision()}
@@ -100,10 +102,15 @@ class Prepared:
 
     @property
     def answers(self) -> list[str]:
-        """What the planner was trained to say about robots, for the trie that constrains it; else empty."""
-        robots = [source for source in self.mixture.sources if isinstance(source, RobotSource)]
-        said = {text for source in robots if "text" in source.losses for text in source.answers()}
-        return sorted(said) if self.mode.text else []
+        """What the planner was taught to say about robots, for the trie that constrains it; empty: anything.
+
+        A planner that is taught to say boxes before the subtask cannot be held to a list.
+        """
+        sources = self.mixture.sources
+        if any(isinstance(source, HighLevelSource) for source in sources):
+            return []
+        robots = [source for source in sources if isinstance(source, RobotSource) and "text" in source.losses]
+        return sorted({text for source in robots for text in source.answers()})
 
 
 def prepare(config: TrainConfig, contract: Contract) -> Prepared:
@@ -118,10 +125,11 @@ def prepare(config: TrainConfig, contract: Contract) -> Prepared:
     mode = MODES[config.mode]
     loaded = load_checkpoint(config.init) if config.init else None
     shape = _configure(config, contract, loaded)
-    fast = _trains_action_tokens(config, mode, shape)
+    losses = _losses(config, mode, shape)
+    alpha = _alpha(config, mode, losses)
     whole = open_mixture(
         config.data_root,
-        losses=_losses(mode, fast, shape),
+        losses=losses,
         seed=config.seed,
         augmentation=Augmentation() if config.augment else None,
         size=shape.image_size,
@@ -132,31 +140,26 @@ def prepare(config: TrainConfig, contract: Contract) -> Prepared:
     mixture, held = whole.split(config.holdout)
     shape = _with_control_mode(shape, mixture, loaded)
     tokenizer: Tokenizer = loaded.tokenizer if loaded and not config.tokenizer else load_tokenizer(config.tokenizer)
-    actions = _action_tokenizer(config, loaded, fast)
+    actions = _action_tokenizer(config, loaded, "fast" in losses)
     try:
         preprocessor = Preprocessor(shape, _statistics(config, shape, loaded, mixture, actions), tokenizer, actions)
     except ValueError as error:
         raise TrainingError(f"statistics, tokenizers and network do not belong together: {error}") from error
     _check_dimensions(preprocessor, contract)
-    collator = Collator(preprocessor, mode, fast, config.clip_actions)
-    model = _network(config, mode, shape, loaded)
-    alpha = mode.alpha if config.alpha is None else config.alpha
-    if not mode.flow and alpha:
-        raise TrainingError(
-            f"mode {config.mode} has no flow loss; --alpha {alpha} belongs to hierarchical or posttrain"
-        )
+    collator = Collator(preprocessor, "fast" in losses, config.clip_actions, config.loss_dimensions)
     return Prepared(
         config,
         contract,
-        mode,
+        losses,
         alpha,
         mixture,
-        _held_out(held, mixture, collator, config.evaluate_samples),
+        _held_out(held, mixture, Portions(held, collator, int("text" in losses)), config) if held else (),
         preprocessor,
         collator,
         actions,
-        model,
-        fingerprints(mixture),
+        _network(config, mode, shape, loaded),
+        {**fingerprints(mixture), **_belongings(preprocessor, actions)},
+        {"temperature": 0.0, **(loaded.extra if loaded else {})},
     )
 
 
@@ -168,6 +171,17 @@ def fingerprints(mixture: Mixture) -> dict[str, str]:
         total = sum(float(np.sum(label[0]) + np.sum(label[1])) for label in sums if label is not None)
         found[source.name] = f"{len(source)} samples, {source.groups} groups, {total:.6f}"
     return found
+
+
+def _belongings(preprocessor: Preprocessor, actions: ActionTokenizer | None) -> dict[str, str]:
+    """Return what tells one set of statistics and tokenizers from another."""
+    stats = [
+        [group.q01.tolist(), group.q99.tolist(), group.mean.tolist(), group.std.tolist(), group.method, group.family]
+        for _, group in sorted(preprocessor.stats.items())
+    ]
+    digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    tokens = "" if actions is None else f"{actions.kind} {actions.vocab_size}"
+    return {"(statistics)": digest, "(tokenizer)": preprocessor.tokenizer.fingerprint[:16], "(actions)": tokens}
 
 
 def git_revision() -> str:
@@ -209,20 +223,38 @@ def _with_control_mode(shape: ModelConfig, mixture: Mixture, loaded: Checkpoint 
     return dataclasses.replace(shape, control_mode=robots[0].control)
 
 
-def _trains_action_tokens(config: TrainConfig, mode: Mode, shape: ModelConfig) -> bool:
-    if shape.policy == "pi0_fast":
-        return True
+def _losses(config: TrainConfig, mode: Mode, shape: ModelConfig) -> frozenset[str]:
+    """Return what a mode trains of a policy: π0 has no text, π0-FAST nothing but action tokens."""
     if mode.fast is False and config.use_fast_tokens:
         raise TrainingError(f"mode {config.mode} trains no action tokens; --use-fast-tokens belongs to another mode")
-    return config.use_fast_tokens if mode.fast is None else mode.fast
-
-
-def _losses(mode: Mode, fast: bool, shape: ModelConfig) -> set[str]:
     if shape.policy == "pi0_fast":
-        return {"fast"}
-    if shape.policy == "pi0" and mode.text:
-        raise TrainingError("π0 has no planner; train it with `pi05 train action-expert`")
-    return {name for name, on in (("text", mode.text), ("fast", fast), ("flow", mode.flow)) if on}
+        if not mode.text:
+            raise TrainingError("π0-FAST has no action expert; train it with pretrain or hierarchical")
+        return frozenset({"fast"})
+    if shape.policy == "pi0":
+        if not mode.flow:
+            raise TrainingError(
+                f"π0 says no text, which is all that {config.mode} trains; use hierarchical or action-expert"
+            )
+        return frozenset({"flow"})
+    fast = config.use_fast_tokens if mode.fast is None else mode.fast
+    found = frozenset(name for name, on in (("text", mode.text), ("fast", fast), ("flow", mode.flow)) if on)
+    if found == {"text"} and config.planner_every != 1:
+        raise TrainingError(
+            f"--planner-every {config.planner_every} leaves steps with nothing to learn in {config.mode}"
+        )
+    return found
+
+
+def _alpha(config: TrainConfig, mode: Mode, losses: frozenset[str]) -> float:
+    if "flow" not in losses:
+        if config.alpha:
+            raise TrainingError(f"nothing with a flow loss is trained, so --alpha {config.alpha} means nothing")
+        return 0.0
+    alpha = mode.alpha if config.alpha is None else config.alpha
+    if alpha < 0 or (alpha == 0 and losses == {"flow"}):
+        raise TrainingError(f"--alpha {alpha}: the flow loss is what this run trains; give a positive weight")
+    return alpha
 
 
 def _action_tokenizer(config: TrainConfig, loaded: Checkpoint | None, fast: bool) -> ActionTokenizer | None:
@@ -248,15 +280,15 @@ def _statistics(
 
     In the latter two cases an action tokenizer's own take the place of the actions': its tokens mean nothing in others.
     """
+    method: Method = "mean_std" if shape.policy == "pi0" else "quantile"
     if config.stats is not None:
-        return load_norm_stats(config.stats)
+        return load_norm_stats(config.stats, method=method)
     if loaded is not None:
         return loaded.stats
     robots = [source for source in mixture.sources if isinstance(source, RobotSource)]
     if not robots:
         raise TrainingError("no source has states and actions to compute statistics from; give --stats FILE")
     beside = robots[0].folders[0] / STATS
-    method: Method = "mean_std" if shape.policy == "pi0" else "quantile"
     if len(robots) == 1 and len(robots[0].folders) == 1 and beside.exists() and not shape.relative_entries:
         found: Mapping[str, NormStats] = load_norm_stats(beside)
     else:
@@ -293,8 +325,14 @@ def _network(config: TrainConfig, mode: Mode, shape: ModelConfig, loaded: Checkp
         if config.fresh_expert:
             weights = {name: model.state_dict()[name] if matches(name, EXPERT) else w for name, w in weights.items()}
         model.load_state_dict(weights)
+    names = [name for name, _ in model.named_parameters()]
+    if idle := [pattern for pattern in config.freeze if not any(matches(name, (pattern,)) for name in names)]:
+        raise TrainingError(f"--freeze {' '.join(idle)} fits no parameter; there are {', '.join(names[:6])}, …")
+    frozen = config.freeze if shape.policy == "pi0_fast" else (*mode.frozen, *config.freeze)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not matches(name, (*mode.frozen, *config.freeze)))
+        parameter.requires_grad_(not matches(name, frozen))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(f"--freeze {' '.join(config.freeze)} leaves nothing to train")
     if config.lora_rank:
         _add_lora(config, model)
     if config.checkpoint_layers:
@@ -312,15 +350,12 @@ def _add_lora(config: TrainConfig, model: Backbone) -> None:
     add_lora(model, chosen, config.lora_rank)
 
 
-def _held_out(held: Mixture | None, kept: Mixture, collator: Collator, count: int) -> tuple[Portion, ...]:
+def _held_out(held: Mixture, kept: Mixture, portions: Portions, config: TrainConfig) -> tuple[Portion, ...]:
     """Return the held-out samples, spread over each source, as portions of at most 16; sources as in `kept`."""
-    if held is None:
-        return ()
     names = [source.name for source in kept.sources]
-    portions = Portions(held, collator, planner_every=1)
     found = []
     for position, source in enumerate(held.sources):
-        indices = _spread(len(source), count)
+        indices = _spread(len(source), config.evaluate_samples)
         for first in range(0, len(indices), 16):
             rows = range(first, min(first + 16, len(indices)))
             portion = portions[Work.of(position, [indices[row] for row in rows], rows)]
