@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ NS = 1_000_000_000
 SOURCE = "scripted demonstrator"  # the note that tells these bags from others
 LINGER_S = 1.0  # simulated time that is still recorded after success: the arms come to rest
 ANSWER_S = 30.0  # longest wait for an answer [wall s]
-ASK_AGAIN_S = 3.0
-STARTUP_S = 120.0  # longest wait for the first chunk [wall s]
+STARTUP_S = 120.0  # longest wait for the nodes, and for the first chunk [wall s]
+CALLED = ("sim_node", "demonstrator_node", "recorder_node")
 
 
 class CollectError(RuntimeError):
@@ -126,6 +127,8 @@ def _run(arguments: AutoArguments, seeds: list[int]) -> bool:
     ):
         collector = _Collector(arguments, client, supervisor, signals, log)
         try:
+            for node in CALLED:
+                collector.wait(partial(client.reaches, node), STARTUP_S, f"{node} to answer")
             collector.wait(lambda: _hears_chunks(client.status), STARTUP_S, "the recorder to hear an action chunk")
             for index, seed in enumerate(seeds, 1):
                 collector.episode(seed, f"{index}/{len(seeds)}")
@@ -167,7 +170,8 @@ class _Collector:
     def _prepare(self, seed: int) -> None:
         """A new scene, nobody acting, and no subtask in force that belongs to the old one."""
         client = self._client
-        self._ask(client.transition("demonstrator_node", "deactivate"))
+        if self._ask(client.state("demonstrator_node")) == "active":
+            self._ask(client.transition("demonstrator_node", "deactivate"))
         client.withdraw_subtask()
         self.wait(client.withdrawn, ANSWER_S, "the recorder to hear that no subtask is in force")
         self._ask(client.set_parameters("sim_node", {"seed": seed}))
@@ -208,16 +212,7 @@ class _Collector:
         return said
 
     def _answer(self, pending: Any) -> tuple[bool, str]:
-        asked = time.monotonic()
-
-        def answered() -> bool:
-            nonlocal asked
-            if time.monotonic() - asked > ASK_AGAIN_S:
-                asked = time.monotonic()
-                pending.ask_again()
-            return bool(pending.done())
-
-        self.wait(answered, ANSWER_S, f"an answer of {pending.what}")
+        self.wait(pending.done, ANSWER_S, f"an answer of {pending.what}")
         well, said = pending.result()
         return bool(well), str(said)
 

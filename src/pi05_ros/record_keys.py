@@ -17,7 +17,7 @@ from pi05_ros.up import StopSignals, environment, program
 
 NODE = "recorder_node"
 LOG = "recorder.log"  # where the lines of a recorder go that was started here
-FIND_S = 3.0  # how long a running recorder is looked for [s]
+FIND_S = 5.0  # how long a running recorder is looked for before one is started here [s]
 ANSWER_S = 15.0
 KEYS = {"s": "start", "y": "success", "n": "failure", "d": "discard", "m": "mark", "e": "event"}
 HELP = "s start   y keep: success   n keep: failure   d discard   m mark a subtask   e mark an event   q quit"
@@ -40,8 +40,8 @@ class Recorder:
         self._client, self._settings, self._poll = client, dict(settings), poll
 
     def there(self, seconds: float) -> bool:
-        """Return whether a recorder shows up in time."""
-        return self._until(lambda: self._client.ready(f"{NODE}/start"), seconds)
+        """Return whether a recorder shows up and answers in time."""
+        return self._until(lambda: self._client.reaches(NODE), seconds)
 
     def act(self, action: str, text: str = "") -> tuple[bool, str]:
         """Do what a key or `--do` asks for; return whether it went well, and what the recorder said.
@@ -53,6 +53,8 @@ class Recorder:
         Raises:
             RecorderSilent: the recorder did not answer.
         """
+        if not self.there(ANSWER_S):  # at once, unless the recorder was started again meanwhile
+            raise RecorderSilent(f"{NODE} has gone; is it running, in this namespace and domain?")
         client, settings = self._client, dict(self._settings)
         if action in ("mark", "event"):
             settings = {"mark": text, "mark_kind": "subtask" if action == "mark" else "event"}
@@ -97,7 +99,7 @@ def once(action: str, text: str, namespace: str, settings: Mapping[str, Value]) 
     """
     with graph_client(namespace) as client:
         recorder = Recorder(client, settings)
-        if not recorder.there(FIND_S):
+        if not recorder.there(ANSWER_S):
             raise RecorderSilent(f"no {NODE}; start one with `pi05 record --out DIR` or `pi05 up --record DIR`")
         well, said = recorder.act(action, text)
     print(said, file=sys.stdout if well else sys.stderr)

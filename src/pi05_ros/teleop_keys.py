@@ -142,10 +142,11 @@ def _drive(
     keyboard, shown_s = Keyboard(), 0.0
     while not over():
         key, now_s = terminal.key(PERIOD_S), time.monotonic()
+        recording = recorder.there(0.0)  # every time, not only for its keys: reaching a recorder takes some turns
         if key in QUIT:
             return
         if key in RECORD:
-            if recorder.there(0.0):
+            if recording:
                 press(recorder, terminal, RECORD[key])
             else:
                 terminal.say("not done: no recorder runs; start one with `pi05 record --out DIR`")

@@ -4,13 +4,14 @@ Part of `pi05 record`. The node spins in a thread of its own; calls return futur
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -30,37 +31,78 @@ from pi05_ros.qos import offered, requested
 TRANSITIONS = {"activate": Transition.TRANSITION_ACTIVATE, "deactivate": Transition.TRANSITION_DEACTIVATE}
 
 
+SERVICES: dict[str, dict[str, Any]] = {
+    "recorder_node": {
+        "start": Trigger,
+        "stop": SetBool,
+        "discard": Trigger,
+        "mark": Trigger,
+        "set_parameters": SetParameters,
+    },
+    "sim_node": {"reset": Trigger, "success": Trigger, "set_parameters": SetParameters},
+    "demonstrator_node": {"change_state": ChangeState},
+}
+GREET_AGAIN_S = 0.5
+
+
 class Pending:
     """An answer that is on its way.
 
     Args:
         what: what was asked, for messages.
-        ask: asks, and returns the future of the answer.
+        future: of the answer.
         read: the answer as whether it went well, and what was said.
-        repeatable: whether asking twice does no harm.
 
     Attributes:
         what: what was asked, for messages.
     """
 
-    def __init__(
-        self, what: str, ask: Callable[[], Any], read: Callable[[Any], tuple[bool, str]], repeatable: bool = False
-    ) -> None:
-        self.what, self._ask, self._read, self._repeatable = what, ask, read, repeatable
-        self._futures = [ask()]
-
-    def ask_again(self) -> None:
-        """Ask once more, where that does no harm: a server that has not discovered this client yet drops its answer."""
-        if self._repeatable:
-            self._futures.append(self._ask())
+    def __init__(self, what: str, future: Any, read: Callable[[Any], tuple[bool, str]]) -> None:
+        self.what, self._future, self._read = what, future, read
 
     def done(self) -> bool:
-        """Return whether an answer is there."""
-        return any(future.done() for future in self._futures)
+        """Return whether the answer is there."""
+        return bool(self._future.done())
 
     def result(self) -> tuple[bool, str]:
         """Return whether it went well, and what was said."""
-        return self._read(next(future for future in self._futures if future.done()).result())
+        return self._read(self._future.result())
+
+
+class Link:
+    """The clients of a node's services, and whether calls get there and answers back.
+
+    Services are volatile: a request that leaves before this side has discovered the server is lost without a word, and
+    so is an answer to a client that the server has not discovered. `service_is_ready` tells of the first only. The
+    second is told by an answer of get_state, which may be asked for any number of times: DDS announces the endpoints of
+    a participant reliably and in the order they were made, so that a node that knows the client made last knows all.
+
+    Args:
+        node: makes the clients.
+        name: the node to talk to, a key of `SERVICES`.
+    """
+
+    def __init__(self, node: Node, name: str) -> None:
+        kinds = {**SERVICES[name], "get_state": GetState}  # get_state last, see above
+        self._clients = {service: node.create_client(kind, f"{name}/{service}") for service, kind in kinds.items()}
+        self._greetings: list[Any] = []
+        self._greeted_s = -GREET_AGAIN_S
+
+    def up(self) -> bool:
+        """Return whether calls and answers get through; ask until they do. To be polled."""
+        if not all(client.service_is_ready() for client in self._clients.values()):
+            self._greetings.clear()  # not there yet, or gone: whoever comes has to answer anew
+            return False
+        if any(greeting.done() for greeting in self._greetings):
+            return True
+        if time.monotonic() - self._greeted_s >= GREET_AGAIN_S:
+            self._greeted_s = time.monotonic()
+            self._greetings.append(self.call("get_state", GetState.Request()))
+        return False
+
+    def call(self, service: str, request: Any) -> Any:
+        """Send a request once; return the future of its answer."""
+        return self._clients[service].call_async(request)
 
 
 class RecordClient:
@@ -78,7 +120,7 @@ class RecordClient:
         self._namespace = f"/{namespace}" if namespace else ""
         self.now_ns = 0
         self.status: dict[str, tuple[int, str, dict[str, str]]] = {}
-        self._clients: dict[str, Any] = {}
+        self._links: dict[str, Link] = {}
         self._joy: Any = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._spin, name="record_client", daemon=True)
@@ -103,28 +145,38 @@ class RecordClient:
         self._node.destroy_node()
         rclpy.try_shutdown(context=self._context)
 
-    def ready(self, service: str, kind: Any = Trigger) -> bool:
-        """Return whether somebody offers a service, such as "recorder_node/start"."""
-        return bool(self._client(service, kind).service_is_ready())
+    def reaches(self, node: str) -> bool:
+        """Return whether a node can be called: its services are there, and its answers arrive. To be polled.
+
+        Args:
+            node: a key of `SERVICES`; the calls below belong to nodes that have been reached.
+        """
+        if node not in self._links:
+            self._links[node] = Link(self._node, node)
+        return self._links[node].up()
 
     def trigger(self, service: str) -> Pending:
-        """Call a std_srvs/Trigger."""
-        return self._call(service, Trigger, Trigger.Request(), _said)
+        """Call a std_srvs/Trigger, such as "recorder_node/start"."""
+        return self._call(service, Trigger.Request(), _said)
 
     def set_bool(self, service: str, value: bool) -> Pending:
         """Call a std_srvs/SetBool."""
-        return self._call(service, SetBool, SetBool.Request(data=value), _said)
+        return self._call(service, SetBool.Request(data=value), _said)
 
     def set_parameters(self, node: str, values: Mapping[str, Value]) -> Pending:
         """Set parameters of a node."""
         request = SetParameters.Request()
         request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-        return self._call(f"{node}/set_parameters", SetParameters, request, _all_set, repeatable=True)
+        return self._call(f"{node}/set_parameters", request, _all_set)
+
+    def state(self, node: str) -> Pending:
+        """Ask for a node's lifecycle state: the answer says "active", "inactive", …"""
+        return self._call(f"{node}/get_state", GetState.Request(), lambda answer: (True, answer.current_state.label))
 
     def transition(self, node: str, name: str) -> Pending:
         """Change a node's lifecycle state: "activate" or "deactivate"."""
         request = ChangeState.Request(transition=Transition(id=TRANSITIONS[name]))
-        return self._call(f"{node}/change_state", ChangeState, request, lambda answer: (bool(answer.success), name))
+        return self._call(f"{node}/change_state", request, lambda answer: (bool(answer.success), name))
 
     def joy(self, axes: Sequence[float], buttons: Sequence[int]) -> None:
         """Say what a gamepad would."""
@@ -143,21 +195,11 @@ class RecordClient:
         heard = self._subtask.get_subscription_count() > 0
         return heard and bool(self._subtask.wait_for_all_acked())
 
-    def _client(self, service: str, kind: Any) -> Any:
-        if service not in self._clients:
-            self._clients[service] = self._node.create_client(kind, service)
-        return self._clients[service]
-
-    def _call(
-        self,
-        service: str,
-        kind: Any,
-        request: Any,
-        read: Callable[[Any], tuple[bool, str]],
-        repeatable: bool = False,
-    ) -> Pending:
-        client = self._client(service, kind)
-        return Pending(service, lambda: client.call_async(request), read, repeatable)
+    def _call(self, what: str, request: Any, read: Callable[[Any], tuple[bool, str]]) -> Pending:
+        node, _, service = what.partition("/")
+        if node not in self._links:
+            raise RuntimeError(f"{what} is called before {node} was reached; wait for reaches({node!r})")
+        return Pending(what, self._links[node].call(service, request), read)
 
     def _spin(self) -> None:
         executor = SingleThreadedExecutor(context=self._context)
