@@ -8,6 +8,8 @@ Every process must take the same branches of the network in the same step (plann
 or not): under FSDP each branch is a series of collective operations, and `BranchError` tells of a difference.
 """
 
+import atexit
+import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +29,8 @@ from pi05_training.parallel.sharding import local, replicate, shard
 
 Kind = Literal["none", "ddp", "fsdp"]
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_meshes: list[DeviceMesh] = []
+"""Those of the process group in use; see `_forget_group`."""
 
 
 class ParallelError(RuntimeError):
@@ -99,6 +103,7 @@ class Parallel:
         if self.kind == "fsdp":
             check_branches(model)
             mesh = init_device_mesh(self.device.type, (self.world,))
+            _meshes.append(mesh)
             return shard(model, mesh, self.device, gather)
         model = model.to(self.device)
         return replicate(model, self.device) if self.kind == "ddp" else model
@@ -162,14 +167,17 @@ class Parallel:
             dist.barrier(device_ids=None if self.device.index is None else [self.device.index])
 
     def close(self) -> None:
-        """Leave the run."""
+        """Leave the run; what `wrap` returned under FSDP can no longer be used. Other processes are not waited for."""
         if self.owner and dist.is_initialized():
             dist.destroy_process_group()
+            _forget_group()
 
     def __enter__(self) -> "Parallel":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self.owner and error is None:  # after an error the others may be anywhere, and torchrun ends them
+            self.barrier()
         self.close()
 
 
@@ -205,6 +213,7 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 
 def _join(device: torch.device, rank: int, world: int, timeout: timedelta) -> None:
+    atexit.register(gc.collect)  # see _forget_group
     # gloo too on a GPU machine: counts and steps of the optimizer are tensors on the CPU.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if "WORLD_SIZE" in os.environ:
@@ -212,3 +221,19 @@ def _join(device: torch.device, rank: int, world: int, timeout: timedelta) -> No
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in torch's stubs
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+
+
+def _forget_group() -> None:
+    """Let go of a destroyed process group, so that gloo's threads end while the interpreter still runs.
+
+    `destroy_process_group` only unregisters the group: its threads end with the last reference to it. A thread that is
+    late to let go of the tensor of its last operation needs the interpreter for it, and when that is already being
+    torn down, the process aborts ("terminate called without an active exception"). FSDP's mesh holds the group, and
+    DTensor's caches hold the mesh for good; networks hold it too, in cycles, until `gc.collect` at exit at the latest.
+    """
+    for mesh in _meshes:
+        groups = getattr(mesh, "_pg_registry", None)  # there is no public way; torch 2.13 keeps the groups here
+        if groups is not None:
+            groups.clear()
+    _meshes.clear()
+    gc.collect()
