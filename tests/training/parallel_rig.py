@@ -3,6 +3,7 @@
 `run_processes` starts this file with torchrun; each job writes what rank 0 found to a file.
 """
 
+import atexit
 import dataclasses
 import faulthandler
 import itertools
@@ -335,7 +336,13 @@ def _being_written(out: Path) -> int:
         return -1
 
 
+def _write_threads(folder: Path) -> None:
+    names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    (folder / f"threads{os.environ.get('RANK', 0)}.txt").write_text("\n".join(names))
+
+
 if __name__ == "__main__":
+    atexit.register(_write_threads, Path(sys.argv[2]))  # first in, so last: after the cleaning up of `Parallel`
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGTERM, chain=True)
     {"cases": job_cases, "states": job_states, "kills": job_kills}[sys.argv[1]](Path(sys.argv[2]))

@@ -83,6 +83,13 @@ def test_processes_that_would_run_different_parts_are_told(two: Path) -> None:
         assert told.startswith(f"process {rank} of 2: action_tokens is {value}, but not in all processes")
 
 
+def test_gloos_threads_have_ended_before_the_interpreter_is_torn_down(two: Path) -> None:
+    for rank in range(2):
+        names = (two / f"threads{rank}.txt").read_text().split()
+        assert names
+        assert not [name for name in names if "gloo" in name]
+
+
 def test_each_process_holds_what_the_plan_says(two: Path) -> None:
     for kind, name in PAIRS:
         held = torch.load(two / f"{name}-{kind}.pt")["held"]
