@@ -2,7 +2,7 @@
 
 Reading maps the file into memory; writing streams (safetensors' own `save_file` first copies every tensor). Format: 8
 bytes little-endian length of the header, JSON header of dtype, shape and offsets, data
-(https://huggingface.co/docs/safetensors).
+(see the safetensors documentation).
 """
 
 import json
