@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi05_model.action_tokens import ActionTokenizerError
+from pi05_training.data.spread import spread
 from pi05_training.samples import read_labels
 
 Floats = NDArray[np.float32]
@@ -69,7 +70,7 @@ def _read_array(path: Path, limit: int) -> ChunkSet:
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "fiu":
         found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
         raise ActionTokenizerError(f"{path}: expected numbers [chunks, steps, entries], found {found}")
-    return ChunkSet(np.asarray(array[_spread(len(array), limit)], np.float32), None)
+    return ChunkSet(np.asarray(array[spread(len(array), limit or None)], np.float32), None)
 
 
 def _read_samples(folder: Path, limit: int) -> ChunkSet:
@@ -80,7 +81,7 @@ def _read_samples(folder: Path, limit: int) -> ChunkSet:
         raise ActionTokenizerError(f"{folder}: chunks of different sizes: {listed}")
     states = np.concatenate([states for states, _ in labels.values()])
     actions = np.concatenate([actions for _, actions in labels.values()])
-    chosen = _spread(len(actions), limit)
+    chosen = spread(len(actions), limit or None)
     return ChunkSet(actions[chosen], states[chosen])
 
 
@@ -88,14 +89,7 @@ def _read_dataset(folder: Path, limit: int) -> ChunkSet:
     from pi05_training.data.open import open_dataset  # imports what reads videos and tables
 
     dataset = open_dataset(folder)
-    labels = [dataset.labels(int(i)) for i in _spread(len(dataset), limit)]
+    labels = [dataset.labels(int(i)) for i in spread(len(dataset), limit or None)]
     if not labels:
         raise ActionTokenizerError(f"{folder}: no chunks")
     return ChunkSet(np.stack([actions for _, actions in labels]), np.stack([state for state, _ in labels]))
-
-
-def _spread(count: int, limit: int) -> NDArray[np.int64]:
-    """Return at most `limit` indices of `count`, evenly spread and in order."""
-    if not limit or count <= limit:
-        return np.arange(count)
-    return np.arange(limit) * count // limit

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from pi05_model.normalize import (
     ARRAYS,
     LEROBOT_EPS,
+    NORMAL_Q99,
     OPENPI_EPS,
     Family,
     Method,
@@ -33,7 +34,6 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORMALISERS = {PREPROCESSOR: "normalizer_processor", POSTPROCESSOR: "unnormalizer_processor"}
 MODES: dict[Method, str] = {"quantile": "QUANTILES", "mean_std": "MEAN_STD"}
 
-_NORMAL_Q99 = 2.326
 _BUFFERS = {"state": "normalize_inputs.buffer_observation_state.", "actions": "unnormalize_outputs.buffer_action."}
 
 
@@ -141,10 +141,10 @@ def _complete(group: Mapping[str, Any], family: Family, method: Method) -> NormS
     present = {key: np.asarray(value, dtype=np.float64) for key, value in group.items() if _is_array(value)}
     if method == "quantile":
         q01, q99 = present["q01"], present["q99"]
-        mean, std = present.get("mean", (q01 + q99) / 2), present.get("std", (q99 - q01) / (2 * _NORMAL_Q99))
+        mean, std = present.get("mean", (q01 + q99) / 2), present.get("std", (q99 - q01) / (2 * NORMAL_Q99))
     else:
         mean, std = present["mean"], present["std"]
-        q01, q99 = present.get("q01", mean - _NORMAL_Q99 * std), present.get("q99", mean + _NORMAL_Q99 * std)
+        q01, q99 = present.get("q01", mean - NORMAL_Q99 * std), present.get("q99", mean + NORMAL_Q99 * std)
     low, high = present.get("min", q01), present.get("max", q99)
     count = int(np.max(group["count"])) if group.get("count") is not None else 0
     return NormStats(mean, std, q01, q99, low, high, count, family=family, method=method)

@@ -9,6 +9,7 @@ import numpy as np
 from pi05_training.data.episode import Dataset
 from pi05_training.data.folder import FolderDataset
 from pi05_training.data.lerobot import LeRobotDataset
+from pi05_training.data.spread import spread
 from pi05_training.samples import EpisodeFiles
 
 # Episodes whose texts are looked at; those of a video dataset have to be read for it.
@@ -84,18 +85,14 @@ def _texts(dataset: Dataset, most: int | None = _LOOKED_AT) -> Iterator[tuple[st
         for run in dataset.runs:
             yield run.instruction.task, run.instruction.subtask
     elif isinstance(dataset, EpisodeFiles):
-        for number in _spread(len(dataset.files), most):
+        for number in spread(len(dataset.files), most):
             yield from dataset.texts(number)
     elif isinstance(dataset, LeRobotDataset):
-        for number in _spread(len(dataset.episodes), most):
+        for number in spread(len(dataset.episodes), most):
             task = " ".join(dataset.episodes[number].tasks)
             for span in dataset.spans(number):
                 yield task, span.text
     else:
-        for index in _spread(len(dataset), most):
+        for index in spread(len(dataset), most):
             sample = dataset[index]
             yield sample.task, sample.subtask
-
-
-def _spread(count: int, most: int | None) -> list[int]:
-    return list(range(count)) if most is None else sorted({k * count // most for k in range(most)})

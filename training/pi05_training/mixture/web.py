@@ -18,6 +18,7 @@ from pi05_model.prompts import ControlMode
 from pi05_ros.contract import Contract
 from pi05_ros.messages import MessageError, decode_jpeg
 from pi05_training.data.episode import DatasetError
+from pi05_training.data.spread import spread
 from pi05_training.mixture.example import Reading
 from pi05_training.mixture.groups import Groups
 from pi05_training.mixture.lines import BoxEntry, JsonLines
@@ -75,7 +76,7 @@ class WebSource(Source):
         self.folder, self._camera = folder, camera
         self._lines = JsonLines(folder / SAMPLES, WebLine)
         super().__init__(name, weight, frozenset({"text"}), Groups.of_lines(len(self._lines), folder.resolve().name))
-        for index in _spread(len(self._lines)):
+        for index in spread(len(self._lines), _LOOKED_AT):
             _find(folder, self._lines[index].image, self._lines.where(index))
         read_some(self)
 
@@ -111,7 +112,7 @@ class VerbalSource(Source):
         self._cameras = [camera.model_key for camera in contract.cameras.values()]
         self._lines = JsonLines(folder / SAMPLES, VerbalLine)
         super().__init__(name, weight, frozenset({"text"}), Groups.of_lines(len(self._lines), folder.resolve().name))
-        for index in _spread(len(self._lines)):
+        for index in spread(len(self._lines), _LOOKED_AT):
             for file in self._lines[index].images.values():
                 _find(folder, file, self._lines.where(index))
         read_some(self)
@@ -151,7 +152,3 @@ def _picture(folder: Path, name: str, where: str) -> Image:
         return decode_jpeg(path.read_bytes())
     except (OSError, MessageError) as error:
         raise DatasetError(f"{where}: {path}: {error}") from error
-
-
-def _spread(count: int) -> list[int]:
-    return sorted({k * count // _LOOKED_AT for k in range(_LOOKED_AT)})

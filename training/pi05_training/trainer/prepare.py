@@ -23,6 +23,7 @@ from pi05_model.tokenizer import Tokenizer, load_tokenizer
 from pi05_model.transforms import relative_actions
 from pi05_ros.contract import Contract
 from pi05_training.augment import Augmentation
+from pi05_training.data.spread import spread
 from pi05_training.data.stats import RunningStats
 from pi05_training.lora import add_lora
 from pi05_training.mixture.high_level import HighLevelSource
@@ -167,7 +168,7 @@ def fingerprints(mixture: Mixture) -> dict[str, str]:
     """Return what tells one state of the data from another, by source: samples, groups and labels of some of them."""
     found = {}
     for source in mixture.sources:
-        sums = [source.labels(i) for i in _spread(len(source), 64)]
+        sums = [source.labels(i) for i in spread(len(source), 64)]
         total = sum(float(np.sum(label[0]) + np.sum(label[1])) for label in sums if label is not None)
         found[source.name] = f"{len(source)} samples, {source.groups} groups, {total:.6f}"
     return found
@@ -301,7 +302,7 @@ def _measure(sources: list[RobotSource], relative: tuple[int, ...]) -> dict[str,
     """Compute statistics of a share of the samples; robots that lack entries count only where no other has them."""
     states, actions = RunningStats(), RunningStats()
     for source in [s for s in sources if s.masks(0) == (None, None)] or sources:
-        for index in _spread(len(source), STATS_SAMPLES):
+        for index in spread(len(source), STATS_SAMPLES):
             label = source.labels(index)
             if label is not None:
                 states.add(label[0][None])
@@ -355,15 +356,10 @@ def _held_out(held: Mixture, kept: Mixture, portions: Portions, config: TrainCon
     names = [source.name for source in kept.sources]
     found = []
     for position, source in enumerate(held.sources):
-        indices = _spread(len(source), config.evaluate_samples)
+        indices = spread(len(source), config.evaluate_samples)
         for first in range(0, len(indices), 16):
             rows = range(first, min(first + 16, len(indices)))
             portion = portions[Work.of(position, [indices[row] for row in rows], rows)]
             where = torch.full_like(portion.source, names.index(source.name))
             found.append(dataclasses.replace(portion, source=where))
     return tuple(found)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Return at most `most` of `count` indices, evenly spread."""
-    return sorted({k * count // most for k in range(most)}) if count > most else list(range(count))
