@@ -6,13 +6,16 @@ checkpoint (precision, number of solver steps, threads) is an argument of whoeve
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pi05_model.normalize import Family
 from pi05_model.prompts import ControlMode, PolicyName
 
 POLICIES: tuple[PolicyName, ...] = ("pi05", "pi0", "pi0_fast")
+
+VIEWS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+"""openpi's names of the three cameras that say where to act: one on the scene, one at each wrist."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,8 @@ class ModelConfig:
     max_prompt_tokens: int = 200
     max_subtask_tokens: int = 32
     max_action_tokens: int = 256
-    cameras: tuple[str, ...] = field(
-        default=("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb", "base_1_rgb"),
-    )
-    expert_cameras: tuple[str, ...] = field(default=("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"))
+    cameras: tuple[str, ...] = (*VIEWS, "base_1_rgb")
+    expert_cameras: tuple[str, ...] = VIEWS
     insulate: bool = True
     conditions: int = 0
     clip_state: bool = True
@@ -227,16 +228,15 @@ def _debug() -> ModelConfig:
 
 
 _SIZES = {"base": _base(), "small": _small(), "tiny": _tiny(), "debug": _debug()}
-_ONE_VIEW = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
 def _of(policy: PolicyName, size: ModelConfig) -> ModelConfig:
     """Return a size as another policy; only π0.5 has a planner, so only it has cameras that the expert lacks."""
     if policy == "pi0":  # its prompt is the task alone
-        return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, max_prompt_tokens=48, state_in_prompt=False)
+        return dataclasses.replace(size, policy=policy, cameras=VIEWS, max_prompt_tokens=48, state_in_prompt=False)
     if policy == "pi0_fast":
         prompt = min(250, size.max_prompt_tokens + 50)
-        return dataclasses.replace(size, policy=policy, cameras=_ONE_VIEW, expert=None, max_prompt_tokens=prompt)
+        return dataclasses.replace(size, policy=policy, cameras=VIEWS, expert=None, max_prompt_tokens=prompt)
     return size
 
 

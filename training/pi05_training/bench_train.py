@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import tyro
 
-from pi05_model.config import PRESETS
+from pi05_model.config import PRESETS, VIEWS
 from pi05_ros.bench.figures import Figure, report
 from pi05_ros.contract import Contract, load_contract
 from pi05_training.bench_data import make_bags
@@ -24,7 +24,6 @@ from pi05_training.trainer.loop import Trainer
 from pi05_training.trainer.modes import ModeName
 from pi05_training.trainer.prepare import prepare
 
-VIEWS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 WARM_UP = 4
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pi05_model.config import POLICIES, GemmaConfig, ModelConfig, VisionConfig
+from pi05_model.config import POLICIES, VIEWS, GemmaConfig, ModelConfig, VisionConfig
 from pi05_model.interchange.names import ADAPTIVE_NORM, EMBEDDING, EXPERT, TOWER, VLM
 from pi05_model.normalize import Family
 from pi05_model.prompts import PolicyName
@@ -31,7 +31,6 @@ VARIANTS = {
 
 GEMMA_HEADS = 8
 VISION_HEADS = {1152: 16}
-CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 DEFAULT_HORIZON = 50
 PROMPT_TOKENS: dict[PolicyName, int] = {"pi05": 200, "pi0": 48, "pi0_fast": 250}
 
@@ -163,8 +162,8 @@ def _settings(
         "horizon": int(described.get("chunk_size", described.get("action_horizon", sizes.get("chunk", 50)))),
         "max_action_dim": max_action_dim,
         "max_prompt_tokens": int(described.get("tokenizer_max_length", sizes.get("tok", PROMPT_TOKENS[policy]))),
-        "cameras": cameras or CAMERAS,
-        "expert_cameras": cameras or CAMERAS,
+        "cameras": cameras or VIEWS,
+        "expert_cameras": cameras or VIEWS,
         "clip_state": False,
         "relative_entries": relative_entries(described, action_dim),
     }

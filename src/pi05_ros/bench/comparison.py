@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from pi05_model.config import GemmaConfig, ModelConfig, VisionConfig
+from pi05_model.config import VIEWS, GemmaConfig, ModelConfig, VisionConfig
 from pi05_ros.bench.figures import Figure
 from pi05_ros.bench.side import Side, draw_inputs
 
 SizeName = Literal["reference", "67m", "debug"]
-VIEWS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 SIZES: dict[SizeName, ModelConfig] = {
     "reference": ModelConfig(
         vision=VisionConfig(width=96, depth=3, mlp_dim=384, heads=4, patch=14),
